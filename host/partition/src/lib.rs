@@ -98,6 +98,10 @@ pub trait HypercallSink: Send + Sync {
 
     /// The whole VM was reset, or guest software turned the hypercall interface off: forget the guest.
     fn reset(&self);
+
+    /// The guest reported a crash (HV_X64_MSR_CRASH_CTL was written with the notify bit). Details are in
+    /// [`Partition::status`] by then.
+    fn guest_crashed(&self) {}
 }
 
 /// What QEMU (or a test) provides to the hypervisor half and to the control socket.

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! What can be asked of the host.
+
+use serde::{Deserialize, Serialize};
+
+/// One line from client to host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the client; the answer carries the same.
+    pub id: u64,
+    /// What is asked, and its arguments, in the same JSON object.
+    #[serde(flatten)]
+    pub cmd: Command,
+}
+
+/// What is asked. Devices are named by their name (`heartbeat`), or by instance GUID.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "kebab-case", rename_all_fields = "snake_case")]
+pub enum Command {
+    /// Connection, version and guest facts. Answer: [`Status`](crate::Status).
+    Status,
+    /// All channels. Answer: array of [`ChannelInfo`](crate::ChannelInfo).
+    Channels,
+    /// All counters. Answer: [`Counters`](crate::Counters).
+    Counters,
+    /// Counts from zero again: counters, heartbeat statistics, violations.
+    ResetCounters,
+    /// Answer: [`Violations`](crate::Violations).
+    Violations,
+    /// Offers a device that was rescinded (under a new relid).
+    Offer {
+        /// Name or instance GUID.
+        device: String,
+    },
+    /// Rescinds a device's offer.
+    Rescind {
+        /// Name or instance GUID.
+        device: String,
+    },
+    /// Answers when the condition holds (at once if it holds already), with an error when the time is over.
+    Wait {
+        /// What to wait for.
+        #[serde(flatten)]
+        until: Until,
+        /// Time limit in ms.
+        timeout_ms: u64,
+    },
+    /// Heartbeat device: sets what is given. Answer: [`HeartbeatStatus`](crate::HeartbeatStatus).
+    Heartbeat {
+        /// New interval between beats; 0 stops them. Starts at 2000.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interval_ms: Option<u64>,
+        /// Sends this many beats outside of the interval.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        burst: Option<Burst>,
+    },
+    /// Sends a shutdown request to the guest's shutdown integration service.
+    /// Answer: [`ShutdownReply`](crate::ShutdownReply).
+    Shutdown {
+        /// What the guest shall do.
+        kind: ShutdownKind,
+        /// Sets the force bit of the request.
+        #[serde(default)]
+        force: bool,
+        /// Reason text for the guest (at most 2047 bytes).
+        #[serde(default)]
+        reason: String,
+        /// Waits at most this long for the guest's answer; absent: does not wait.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wait_ms: Option<u64>,
+    },
+    /// Time synchronisation device: does what is given, and answers [`TimesyncStatus`](crate::TimesyncStatus).
+    Timesync {
+        /// Sends a sample now.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        send: Option<SampleKind>,
+        /// Added to the host's clock in this sample.
+        #[serde(default)]
+        offset_ms: i64,
+        /// Instead of the host's clock: ms since 1970-01-01 UTC.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unix_ms: Option<i64>,
+        /// Uses `offset_ms` for all later samples, too.
+        #[serde(default)]
+        keep: bool,
+        /// New interval between periodic samples; 0 stops them. Starts at 5000.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interval_ms: Option<u64>,
+        /// Whether a forced sample is sent when the VM was found to have been stopped. Starts as true.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sync_after_stop: Option<bool>,
+    },
+    /// Stops all vCPUs, as QMP `stop`.
+    Pause,
+    /// Continues all vCPUs, as QMP `cont`.
+    Resume,
+    /// Hard reset of the VM.
+    Reset,
+    /// Powers the VM off without asking the guest.
+    PowerOff,
+    /// Makes the host misbehave.
+    Fault {
+        /// How.
+        #[serde(flatten)]
+        fault: Fault,
+    },
+    /// Starts counting guest instructions afresh.
+    ProfileMark,
+    /// Instructions since the mark. Answer: JSON of the hypervisor half.
+    ProfileRead,
+    /// Sets the level of the host's log: `error`, `warn`, `info`, `debug`, `trace`.
+    LogLevel {
+        /// New level.
+        level: String,
+    },
+    /// Sends events as they happen, on this connection, after the answer.
+    Watch,
+}
+
+/// What `wait` waits for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "for", rename_all = "kebab-case", rename_all_fields = "snake_case")]
+pub enum Until {
+    /// A version is agreed, offers are requested and all are delivered.
+    Connected,
+    /// The guest has no VMBus connection (never had, or unloaded).
+    Disconnected,
+    /// The device's primary channel is open.
+    ChannelOpen {
+        /// Name or instance GUID.
+        device: String,
+    },
+    /// The device's primary channel is offered or gone, but not open.
+    ChannelClosed {
+        /// Name or instance GUID.
+        device: String,
+    },
+    /// The device was rescinded and the guest has given its relid back.
+    Released {
+        /// Name or instance GUID.
+        device: String,
+    },
+    /// The integration service on this device has agreed on its versions with the guest.
+    Negotiated {
+        /// Name or instance GUID.
+        device: String,
+    },
+    /// Heartbeats answered since the counters were reset.
+    Beats {
+        /// At least this many.
+        count: u64,
+    },
+    /// The guest reported a crash by the crash MSRs.
+    GuestCrash,
+    /// The count of protocol violations is at least this.
+    Violations {
+        /// At least this many.
+        count: u64,
+    },
+}
+
+/// A series of heartbeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Burst {
+    /// How many.
+    pub count: u32,
+    /// One each this many ms; 0: each as soon as the one before was answered.
+    pub every_ms: u64,
+}
+
+/// What a shutdown request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShutdownKind {
+    /// Flags 0.
+    PowerOff,
+    /// Flags 2.
+    Reboot,
+    /// Flags 4.
+    Hibernate,
+}
+
+/// Kind of a time sample, by its flag bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SampleKind {
+    /// No flag: for reference only.
+    Probe,
+    /// `ICTIMESYNCFLAG_SYNC`: set the clock at once.
+    Sync,
+    /// `ICTIMESYNCFLAG_SAMPLE`: steer the clock gradually.
+    Sample,
+}
+
+/// Faults of the host that a guest must survive. Each acts once per call unless it says otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "fault", rename_all = "kebab-case", rename_all_fields = "snake_case")]
+pub enum Fault {
+    /// Drops a channel message to the guest.
+    DropMessage {
+        /// Lets this many pass first.
+        skip: u32,
+    },
+    /// Delays each of the next messages to the guest.
+    DelayMessages {
+        /// How many.
+        count: u32,
+        /// By how long.
+        ms: u64,
+    },
+    /// Sends the next message to the guest twice.
+    DuplicateMessage,
+    /// Posts a message of these bytes (240 at most) to the guest.
+    PostMessage {
+        /// Hexadecimal.
+        hex: String,
+        /// SynIC message type; 1 is that of VMBus.
+        #[serde(default = "one")]
+        msg_type: u32,
+        /// Virtual processor.
+        #[serde(default)]
+        vp: u32,
+    },
+    /// Returns this HV_STATUS to the next HvCallPostMessage calls instead of taking the message.
+    RefusePost {
+        /// How many.
+        count: u32,
+        /// For example 51 = HV_STATUS_INSUFFICIENT_BUFFERS.
+        status: u16,
+    },
+    /// Refuses the next channel opens with this status.
+    RefuseOpen {
+        /// How many.
+        count: u32,
+        /// Status in the open result.
+        status: u32,
+    },
+    /// Refuses the next GPADLs with this status.
+    RefuseGpadl {
+        /// How many.
+        count: u32,
+        /// Status in the GPADL result.
+        status: u32,
+    },
+    /// Overwrites a word in the control page of an open ring.
+    CorruptRing {
+        /// Name or instance GUID.
+        device: String,
+        /// Which ring.
+        ring: RingSide,
+        /// Which word.
+        field: RingField,
+        /// The new value.
+        value: u32,
+    },
+    /// Sends a packet of these bytes on an open channel.
+    SendPacket {
+        /// Name or instance GUID.
+        device: String,
+        /// Descriptor's packet type; 6 is in-band data, 11 a completion.
+        packet_type: u16,
+        /// Descriptor's flags; 1 asks for a completion.
+        #[serde(default)]
+        flags: u16,
+        /// Descriptor's transaction id.
+        #[serde(default)]
+        transaction_id: u64,
+        /// Payload, hexadecimal.
+        hex: String,
+    },
+    /// Puts bytes into the host-to-guest ring as they are, descriptor included, and signals.
+    SendRaw {
+        /// Name or instance GUID.
+        device: String,
+        /// Hexadecimal; padded to 8 bytes.
+        hex: String,
+    },
+    /// Sets an event flag that no channel asked for.
+    SignalEvent {
+        /// Virtual processor.
+        vp: u32,
+        /// Bit number in the event flags.
+        flag: u16,
+    },
+    /// Stops reading a device's guest-to-host ring until turned off.
+    StallDevice {
+        /// Name or instance GUID.
+        device: String,
+        /// On or off.
+        on: bool,
+    },
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// One of a channel's two rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RingSide {
+    /// Guest to host.
+    GuestToHost,
+    /// Host to guest.
+    HostToGuest,
+}
+
+/// A word of a ring's control page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RingField {
+    /// `write_index`
+    Write,
+    /// `read_index`
+    Read,
+    /// `interrupt_mask`
+    Mask,
+    /// `pending_send_sz`
+    Pending,
+}

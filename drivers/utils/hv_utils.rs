@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Hyper-V utilities.
+
+use kernel::prelude::*;
+
+struct Utils;
+
+impl kernel::Module for Utils {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        pr_info!("hello {}\n", hv_vmbus::hello());
+        Ok(Utils)
+    }
+}
+
+module! {
+    type: Utils,
+    name: "hv_utils_rs",
+    authors: ["hyperv-rs contributors"],
+    description: "utils",
+    license: "GPL",
+}

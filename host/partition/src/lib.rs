@@ -96,7 +96,10 @@ pub trait HypercallSink: Send + Sync {
     /// HvCallSignalEvent.
     fn signal_event(&self, vp: VpIndex, connection_id: u32, flag: u16) -> HvStatus;
 
-    /// The whole VM was reset, or guest software turned the hypercall interface off: forget the guest.
+    /// The whole VM was reset: forget the guest. Called on QEMU's main thread, which holds QEMU's lock
+    /// while the virtual processors stand still: must not wait for a thread that raises an interrupt.
+    ///
+    /// Turning the hypercall page off (kexec, hibernation) is not a reset: VMBus has its own unload.
     fn reset(&self);
 
     /// The guest reported a crash (HV_X64_MSR_CRASH_CTL was written with the notify bit). Details are in

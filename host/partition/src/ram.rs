@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileMemory};
 
-/// Told before the host writes to a range, so that translated code of that range is discarded.
+/// Told after the host wrote to a range, so that translated code of that range is discarded.
 pub trait CodeCoherence: Send + Sync {
-    /// Called before `len` bytes at `gpa` are written by the host.
-    fn before_write(&self, gpa: u64, len: usize);
+    /// Called after `len` bytes at `gpa` were written by the host. After and not before: code that a
+    /// virtual processor translates between the call and the write would stay stale for ever.
+    fn written(&self, gpa: u64, len: usize);
 }
 
 /// For tests: no translated code exists.
@@ -18,7 +19,7 @@ pub trait CodeCoherence: Send + Sync {
 pub struct NoCode;
 
 impl CodeCoherence for NoCode {
-    fn before_write(&self, _gpa: u64, _len: usize) {}
+    fn written(&self, _gpa: u64, _len: usize) {}
 }
 
 /// A guest-physical access that cannot be made.
@@ -67,8 +68,9 @@ impl GuestRam {
     /// # Errors
     /// [`RamError::NotRam`]; nothing or a prefix has been written.
     pub fn write(&self, gpa: u64, buf: &[u8]) -> Result<(), RamError> {
-        self.code.before_write(gpa, buf.len());
-        self.mem.write_slice(buf, GuestAddress(gpa)).map_err(|_| RamError::NotRam(gpa, buf.len()))
+        let result = self.mem.write_slice(buf, GuestAddress(gpa)).map_err(|_| RamError::NotRam(gpa, buf.len()));
+        self.code.written(gpa, buf.len());
+        result
     }
 
     /// Whether the whole range is RAM.

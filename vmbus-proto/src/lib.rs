@@ -50,6 +50,7 @@ pub mod guid;
 #[allow(clippy::arithmetic_side_effects)]
 pub mod ic;
 pub mod msg;
+pub mod tlfs;
 pub mod version;
 
 pub use guid::Guid;

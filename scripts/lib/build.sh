@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+# shellcheck shell=bash
+# What is built from the checkout, and the environment in which it runs. Sourced by front.sh.
+
+# Directories of this checkout in the cache: two checkouts do not share objects.
+checkout_dirs() {
+	local dir
+	dir=$HV_CACHE/checkouts/${HV_ROOT##*/}-$(short_hash <<<"$HV_ROOT")
+	export HV_STATE=$dir HV_SOURCE=$HV_ROOT HV_LOGS=$dir/logs
+	export CARGO_HOME=$HV_CACHE/cargo CARGO_TARGET_DIR=$dir/target
+	mkdir -p "$HV_LOGS" "$CARGO_HOME" "$CARGO_TARGET_DIR"
+	printf '%s\n' "$HV_ROOT" >"$dir/path"
+	cargo_config
+	exec {HV_BUILD_LOCK}>>"$dir/lock"
+}
+
+# The way to crates that the user has set for cargo (mirrors, proxies), without the parts of their
+# configuration that choose compilers and linkers.
+cargo_config() {
+	local from=${HYPERV_RS_CARGO_CONFIG-}
+	[[ -r $from ]] || { rm -f "$CARGO_HOME/config.toml"; return 0; }
+	awk '/^[[:space:]]*\[/ { keep = ($0 ~ /^[[:space:]]*\[(http|net|source|registr)/) } keep' "$from" \
+		>"$CARGO_HOME/config.toml"
+}
+
+# What the programs find where. Paths are the same inside and outside of the tree, but for the
+# kernel, its build directory and the image.
+export_environment() {
+	export HV_KERNEL=$HV_IN_KERNEL/vmlinuz HV_KERNEL_RELEASE=$KREL HV_KDIR=$HV_IN_KDIR
+	export HV_KSRC=$HV_IN_KERNEL/source HV_KMODULES=$HV_IN_KERNEL/usr/lib/modules/$KREL
+	export HV_BASE_CPIO=$HV_IN_IMAGE/base.cpio HV_QEMU=/usr/bin/qemu-system-x86_64
+	export HV_MODULES=$HV_STATE/modules-$KREL HV_SSDT=$HV_STATE/vmbus.aml
+	export HV_BIN=$CARGO_TARGET_DIR/release HV_PLUGIN=$CARGO_TARGET_DIR/release/libhv_host_qemu.so
+	export HV_AGENT=$CARGO_TARGET_DIR/$HV_TARGET/release/guest-agent
+	export HV_KCC=x86_64-linux-gnu-gcc-$KGCC
+}
+HV_IN_IMAGE=/hv/image
+HV_TARGET=x86_64-unknown-linux-gnu
+
+# in_tree CMD…: CMD in the finished tree, in the checkout, with all of the above.
+in_tree() {
+	inside "$TREE" --bind "$HV_CACHE" --bind "$HV_ROOT" --bind "$KERNEL:$HV_IN_KERNEL" \
+		${KDIR:+--bind "$KDIR:$HV_IN_KDIR"} ${IMAGE:+--bind "$IMAGE:$HV_IN_IMAGE"} --cd "$HV_ROOT" "$@"
+}
+
+# Programs: the host plugin, tools and tests; then the agent, static, for the guest.
+build_programs() {
+	run_logged programs "building the host, the tools and the agent" "$HV_LOGS/cargo.log" in_tree sh -ec '
+		export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static"
+		cargo build --locked --release --workspace --exclude guest-agent
+		cargo build --locked --release -p guest-agent --target "$1"
+		if ! [ "$2" -nt host/qemu/vmbus.asl ]; then
+			iasl -f -p "${2%.aml}.new" host/qemu/vmbus.asl
+			mv "${2%.aml}.new.aml" "$2"
+		fi' sh "$HV_TARGET" "$HV_STATE/vmbus.aml"
+}
+
+# The kernel modules, by the Makefile that anyone may use by hand.
+build_modules() {
+	run_logged modules "building the kernel modules for $KREL" "$HV_LOGS/modules.log" in_tree \
+		make -j"$(nproc)" KDIR="$HV_KDIR" MO="$HV_MODULES" CC="$HV_KCC" LOCALVERSION="+${KREL#*+}" modules
+}

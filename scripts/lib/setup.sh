@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-only OR MIT
+# shellcheck shell=bash
+# The order of the stages and what each is made from. Sourced by the fronts.
+
+HV_SUITE=trixie
+# Where a kernel and its build directory appear inside the tree. Fixed, as a build directory
+# records the path of its source.
+export HV_IN_KERNEL=/hv/kernel HV_IN_KDIR=/hv/build
+
+# A file that only a finished tree has.
+HV_TREE_CHECK=usr/bin/qemu-system-x86_64
+
+# Flavour and config name of the guest's kernel.
+HV_FLAVOUR=cloud-amd64
+HV_KCONFIG=config.amd64_none_$HV_FLAVOUR
+
+# Everything built or run here. libelf and libdw must be the suite's own.
+HV_PACKAGES="gcc libc6-dev make flex bison bc kmod cpio xz-utils zstd rsync dwarves
+	libelf-dev/$HV_SUITE libdw-dev/$HV_SUITE libssl-dev
+	bindgen clang-19 lld-19 llvm-19 python3-minimal busybox-static
+	acpica-tools e2fsprogs qemu-system-x86 qemu-utils"
+
+# Stock modules that guest tests may load: whole directories end in a slash.
+HV_GUEST_MODULES="drivers/hv/ drivers/net/hyperv/ hv_storvsc drivers/uio/ drivers/ptp/ pci-hyperv
+	pci-hyperv-intf hv_sock hyperv-keyboard hid-hyperv hyperv_drm hyperv_fb scsi_transport_fc sd_mod sr_mod sg
+	virtio_blk virtio_net virtio_scsi ext4 loop dummy failover net_failover"
+
+# mirror_of GLOB DEFAULT: where the machine's own apt gets a suite that matches GLOB.
+mirror_of() {
+	local uri release component
+	if command -v apt-get >/dev/null; then
+		# shellcheck disable=SC2016 # fields of apt, not of the shell
+		while read -r uri release component; do
+			# shellcheck disable=SC2053 # a glob
+			if [[ $component == main && $release == $1 && $uri =~ ^(https?|file):/ ]]; then
+				printf '%s\n' "${uri%/}"
+				return
+			fi
+		done < <(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Identifier: Packages' 2>/dev/null)
+	fi
+	printf '%s' "$2"
+}
+
+# Finds the mirrors: HYPERV_RS_MIRROR, else the machine's own if it runs Debian, else Debian's.
+find_mirrors() {
+	local codename=none
+	MIRROR=${HYPERV_RS_MIRROR-} SECURITY_MIRROR=
+	[[ -z $MIRROR ]] || return 0
+	if [[ -r /etc/os-release ]] && grep -qx 'ID=debian' /etc/os-release; then
+		codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+		SECURITY_MIRROR=$(mirror_of "*-security" '')
+	fi
+	MIRROR=$(mirror_of "${codename:-sid}" http://deb.debian.org/debian)
+}
+
+# One line when the mirror cannot be reached, instead of debootstrap's many.
+need_network() {
+	[[ $MIRROR != file:* ]] || return 0
+	local probe=$HV_CACHE/logs/network.log
+	if [[ -x /usr/lib/apt/apt-helper ]]; then
+		/usr/lib/apt/apt-helper -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 \
+			download-file "$MIRROR/dists/$HV_SUITE/InRelease" "$HV_CACHE/logs/InRelease" >"$probe" 2>&1 ||
+			die "no network: cannot fetch $MIRROR/dists/$HV_SUITE/InRelease ($(grep -m1 -E '^(E|Err)' "$probe" || tail -n 1 "$probe"))"
+		rm -f "$HV_CACHE/logs/InRelease"
+	fi
+}
+
+need_debootstrap() {
+	command -v debootstrap >/dev/null && return 0
+	command -v apt-get >/dev/null || die "debootstrap is missing and this machine has no apt-get to install it"
+	run_logged machine "installing debootstrap" "$HV_CACHE/logs/machine.log" bash -c '
+		export DEBIAN_FRONTEND=noninteractive
+		install() { apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends debootstrap; }
+		install || { apt-get update && install; }' || die "debootstrap could not be installed"
+}
+
+# The stage base, and its package lists brought up to date once a run.
+setup_base() {
+	local key
+	[[ -z ${BASE-} ]] || return 0
+	find_mirrors
+	key=$({ script_text "$HV_SCRIPTS/stages/base"; echo "$HV_SUITE $MIRROR $SECURITY_MIRROR"; } | short_hash)
+	if [[ -e $HV_CACHE/base/$key/var/lib/apt/lists/lock ]]; then
+		BASE=$HV_CACHE/base/$key
+		need_network
+		run_logged base "refreshing the package lists of $MIRROR" "$HV_CACHE/logs/base-update.log" \
+			inside "$BASE" --rw apt-get update -qq || return
+	else
+		need_space
+		need_network
+		need_debootstrap
+		stage base "$key" "Debian $HV_SUITE from $MIRROR" var/lib/apt/lists/lock "$HV_SCRIPTS/stages/base" \
+			SUITE="$HV_SUITE" MIRROR="$MIRROR" SECURITY_MIRROR="$SECURITY_MIRROR" || return
+		BASE=$STAGE_DIR
+	fi
+}
+
+# discover WANTED: the newest kernel of the flavour whose version begins with WANTED ("" for any)
+# and of which image, headers, config and source exist in one Debian version, and whose
+# compilers are on offer. Prints what the file kernels/NAME holds.
+discover() {
+	local wanted=$1 krel kdeb series rustc gcc config pin
+	while read -r kdeb krel; do
+		[[ $krel == "$wanted" || $krel == "$wanted"[.+]* || -z $wanted ]] || continue
+		series=$(cut -d. -f1,2 <<<"${krel%%[+-]*}")
+		grep -qx "linux-headers-$krel $kdeb" "$PACKAGE_LIST" || continue
+		grep -qx "linux-source-$series $kdeb" "$PACKAGE_LIST" || continue
+		grep -qx "linux-config-$series $kdeb" "$PACKAGE_LIST" || continue
+		# The compilers that built it, from its configuration.
+		rm -rf "$HV_CACHE/kernels/.config"
+		mkdir -p "$HV_CACHE/kernels/.config"
+		inside "$BASE" --bind "$HV_CACHE/kernels/.config:/mnt" --cd /mnt sh -ec "
+			apt-get download -qq linux-config-$series=$kdeb
+			dpkg-deb -x linux-config-*.deb ." >&2 || return
+		config=$(xz -dc "$HV_CACHE/kernels/.config/usr/src/linux-config-$series/$HV_KCONFIG.xz")
+		rm -rf "$HV_CACHE/kernels/.config"
+		grep -qx 'CONFIG_RUST=y' <<<"$config" || { echo "$krel: built without Rust" >&2; continue; }
+		rustc=$(sed -n 's/^CONFIG_RUSTC_VERSION=//p' <<<"$config")
+		rustc=$((rustc / 100000)).$((rustc / 100 % 1000)).$((rustc % 100))
+		gcc=$(sed -n 's/^CONFIG_GCC_VERSION=//p' <<<"$config")
+		gcc=$((gcc / 10000))
+		pin=$(awk -v want="$rustc" '$1 == "rustc" && index($2, want) == 1 && substr($2, length(want) + 1) ~ /^[^0-9.]/ { print $2; exit }' "$PACKAGE_LIST")
+		if [[ -z $pin ]]; then
+			echo "$krel: built by rustc $rustc, which the mirror does not have" >&2
+			continue
+		fi
+		printf 'KREL=%s\nKDEB=%s\nKSERIES=%s\nKRUSTC=%s\nKGCC=%s\n' "$krel" "$kdeb" "$series" "$pin" "$gcc"
+		return 0
+	done < <(sed -n "s/^linux-image-\([0-9][^ ]*-$HV_FLAVOUR\) \(.*\)$/\2 \1/p" "$PACKAGE_LIST" | sort -rV)
+	echo "CAUSE: no Debian $HV_FLAVOUR kernel${wanted:+ $wanted} for which image, headers, config, source and compiler are all on $MIRROR; it has: $(sed -n 's/^linux-source-\([0-9.]*\) .*/\1/p' "$PACKAGE_LIST" | sort -uV | tr '\n' ' ')" >&2
+	return 1
+}
+
+# Chooses the kernel: a choice made before holds as long as its files are there, so that a warm
+# cache needs no network. Sets KREL KDEB KSERIES KRUSTC KGCC.
+choose_kernel() {
+	local wanted=${HYPERV_RS_KERNEL-}
+	local file=$HV_CACHE/kernels/${wanted:-newest}
+	[[ $wanted =~ ^[0-9A-Za-z.+~-]*$ ]] || die "'$wanted' is no kernel version; --kernel takes for example 7.3 or 7.3.4"
+	if [[ -s $file && -z ${HV_UPDATE-} ]]; then
+		# shellcheck disable=SC1090
+		. "$file"
+		kernel_key
+		[[ ! -s $HV_CACHE/kernel/$KERNEL_KEY/vmlinuz ]] || return 0
+	fi
+	setup_base || return
+	mkdir -p "$HV_CACHE/kernels"
+	PACKAGE_LIST=$HV_CACHE/kernels/packages
+	inside "$BASE" apt-cache dumpavail |
+		awk '$1 == "Package:" { name = $2 } $1 == "Version:" { print name, $2 }' >"$PACKAGE_LIST"
+	export -f discover inside
+	export BASE HV_CACHE HV_SCRIPTS HV_FLAVOUR HV_KCONFIG PACKAGE_LIST MIRROR
+	# shellcheck disable=SC2016 # expanded by the inner shell
+	run_logged kernel "looking for the newest ${wanted:+$wanted }kernel" "$HV_CACHE/logs/discover.log" \
+		bash -c 'set -o pipefail; discover "$1" >"$2.new" && mv "$2.new" "$2"' bash "$wanted" "$file" || return
+	# shellcheck disable=SC1090
+	. "$file"
+	say "kernel     $KREL ($KDEB), built by rustc ${KRUSTC%%+*} and gcc $KGCC"
+	kernel_key
+}
+
+kernel_key() {
+	KERNEL_KEY=$KREL-$({ script_text "$HV_SCRIPTS/stages/kernel"; echo "$KREL $KDEB $HV_KCONFIG"; } | short_hash)
+}
+
+setup_kernel() {
+	stage kernel "$KERNEL_KEY" "Linux $KREL: image, modules, source" vmlinuz "$HV_SCRIPTS/stages/kernel" \
+		BASE="${BASE-}" KREL="$KREL" KDEB="$KDEB" KSERIES="$KSERIES" KCONFIG="$HV_KCONFIG"
+}
+
+setup_tree() {
+	stage tree "$TREE_KEY" "toolchain and QEMU" "$HV_TREE_CHECK" "$HV_SCRIPTS/stages/tree" \
+		BASE="${BASE-}" PACKAGES="$TREE_PACKAGES"
+}
+
+# setup [--build]: everything up to a bootable base, and with --build the checkout's programs and
+# modules. Sets TREE KERNEL KDIR IMAGE (directories outside the tree).
+setup() {
+	local name key programs='' rc=0
+	choose_kernel || return
+	TREE_PACKAGES="$HV_PACKAGES gcc-$KGCC"
+	for name in rustc rust-src libstd-rust-dev cargo rustfmt rust-clippy; do
+		# Debian builds them all from one source package of one version.
+		TREE_PACKAGES+=" $name=$KRUSTC"
+	done
+	TREE_KEY=$({ script_text "$HV_SCRIPTS/stages/tree" "$HV_SCRIPTS/stages/base"; echo "$TREE_PACKAGES"; } | short_hash)
+	TREE=$HV_CACHE/tree/$TREE_KEY
+	KERNEL=$HV_CACHE/kernel/$KERNEL_KEY
+	if [[ ! -e $TREE/$HV_TREE_CHECK || ! -e $KERNEL/vmlinuz ]]; then
+		setup_base || return
+		# Two halves that wait for the network and for one CPU each.
+		setup_kernel &
+		name=$!
+		setup_tree || rc=$?
+		wait "$name" || rc=$?
+		((rc == 0)) || return "$rc"
+	fi
+	export_environment
+	if [[ ${1-} == --build ]]; then
+		build_programs &
+		programs=$!
+	fi
+	setup_artifacts && setup_image || rc=$?
+	if [[ -n $programs ]]; then
+		((rc != 0)) || build_modules || rc=$?
+		wait "$programs" || rc=$?
+	fi
+	return "$rc"
+}
+
+setup_artifacts() {
+	local key
+	key=$KREL-$({ script_text "$HV_SCRIPTS/stages/artifacts"; echo "$KERNEL_KEY $TREE_KEY"; } | short_hash)
+	KDIR=$HV_CACHE/artifacts/$key
+	stage artifacts "$key" "Rust metadata of Linux $KREL" Module.symvers "$HV_SCRIPTS/stages/artifacts" \
+		TREE="$TREE" KERNEL="$KERNEL" KREL="$KREL" KCC="$HV_KCC"
+}
+
+setup_image() {
+	local key
+	key=$KREL-$({ script_text "$HV_SCRIPTS/stages/image"; echo "$KERNEL_KEY $TREE_KEY $HV_GUEST_MODULES"; } | short_hash)
+	IMAGE=$HV_CACHE/image/$key
+	stage image "$key" "guest image" base.cpio "$HV_SCRIPTS/stages/image" \
+		TREE="$TREE" KERNEL="$KERNEL" KREL="$KREL" MODULES="$HV_GUEST_MODULES"
+}

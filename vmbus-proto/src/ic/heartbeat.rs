@@ -2,7 +2,7 @@
 
 //! Heartbeat: the host asks every two seconds whether the guest is alive.
 
-use super::{IcError, IcVersion, MessageType, Negotiated, Outcome, Session, Status, HEADERS_SIZE};
+use super::{IcError, IcVersion, MessageType, Negotiated, Outcome, Session, Status};
 use core::mem::size_of;
 use static_assertions::const_assert_eq;
 use zerocopy::little_endian::{U32, U64};
@@ -93,11 +93,9 @@ impl Guest {
     /// Handles one packet and turns it into its answer.
     pub fn on_packet(&mut self, packet: &mut [u8]) -> Outcome<Event> {
         self.0.on_packet(packet, Event::Negotiated, |_, body| {
-            let have = HEADERS_SIZE.saturating_add(body.len());
-            let (sequence, _) = U64::mut_from_prefix(body).map_err(|_| IcError::TooShort {
-                need: HEADERS_SIZE + size_of::<U64>(),
-                have,
-            })?;
+            let have = body.len();
+            let (sequence, _) = U64::mut_from_prefix(body)
+                .map_err(|_| IcError::short_body(size_of::<U64>(), have))?;
             let asked = sequence.get();
             sequence.set(asked.wrapping_add(1));
             Ok((Status::OK, Event::Beat(asked)))
@@ -119,10 +117,8 @@ impl Default for Guest {
 ///
 /// [`IcError::TooShort`] without a sequence number.
 pub fn check_answer(body: &[u8], asked: u64) -> Result<Option<ApplicationState>, IcError> {
-    let (sequence, rest) = U64::ref_from_prefix(body).map_err(|_| IcError::TooShort {
-        need: HEADERS_SIZE + size_of::<U64>(),
-        have: HEADERS_SIZE.saturating_add(body.len()),
-    })?;
+    let (sequence, rest) = U64::ref_from_prefix(body)
+        .map_err(|_| IcError::short_body(size_of::<U64>(), body.len()))?;
     if sequence.get() != asked.wrapping_add(1) {
         return Ok(None);
     }

@@ -395,6 +395,16 @@ impl fmt::Display for IcError {
     }
 }
 
+impl IcError {
+    /// A body of `have` bytes where `need` are wanted.
+    pub(crate) const fn short_body(need: usize, have: usize) -> Self {
+        Self::TooShort {
+            need: HEADERS_SIZE.saturating_add(need),
+            have: HEADERS_SIZE.saturating_add(have),
+        }
+    }
+}
+
 /// What the guest does with a packet.
 ///
 /// `reply` and `event` are independent: a refused request has an error to log, and still an answer to send.
@@ -468,7 +478,7 @@ pub fn write_request(
     let packet = out.get_mut(..need).ok_or(small)?;
     let pipe = PipeHeader {
         packet_type: U32::new(PipeHeader::DATA),
-        message_size: U32::new(u32::from(size) + size_of::<IcHeader>() as u32),
+        message_size: U32::new(u32::from(size).saturating_add(size_of::<IcHeader>() as u32)),
     };
     let header = IcHeader {
         framework_version: versions.framework,

@@ -5,7 +5,7 @@
 //! The host lists the framework versions and the versions of the service that it speaks. The guest answers with one of each, or with
 //! two empty lists when there is nothing in common (Linux: `vmbus_prep_negotiate_resp()`).
 
-use super::{parse_response, write_request, FRAMEWORK_VERSIONS, HEADERS_SIZE};
+use super::{parse_response, write_request, FRAMEWORK_VERSIONS};
 use super::{split_mut, IcError, IcFlags, IcHeader, IcVersion, MessageType, Outcome, Status};
 use core::mem::size_of;
 use static_assertions::const_assert_eq;
@@ -75,10 +75,7 @@ impl Negotiated {
 
 /// The version lists of a proposal, checked against the packet's length.
 fn lists(body: &[u8]) -> Result<(&[IcVersion], &[IcVersion]), IcError> {
-    let short = IcError::TooShort {
-        need: HEADERS_SIZE + size_of::<NegotiateHeader>(),
-        have: HEADERS_SIZE.saturating_add(body.len()),
-    };
+    let short = IcError::short_body(size_of::<NegotiateHeader>(), body.len());
     let (header, rest) = NegotiateHeader::ref_from_prefix(body).map_err(|_| short)?;
     let (framework, message) = (header.framework_count.get(), header.message_count.get());
     if framework > MAX_VERSIONS || message > MAX_VERSIONS {
@@ -145,7 +142,7 @@ pub fn propose(
     let parts: [&[u8]; 3] = [header.as_bytes(), framework.as_bytes(), message.as_bytes()];
     let mut at = 0usize;
     for part in parts {
-        let end = at + part.len();
+        let end = at.saturating_add(part.len());
         let small = IcError::BufferTooSmall { need: end };
         part.write_to(body.get_mut(at..end).ok_or(small)?)
             .map_err(|_| small)?;

@@ -2,7 +2,7 @@
 
 //! Guest shutdown: the host asks for power off, reboot or hibernation.
 
-use super::{IcError, IcVersion, MessageType, Negotiated, Outcome, Session, Status, HEADERS_SIZE};
+use super::{IcError, IcVersion, MessageType, Negotiated, Outcome, Session, Status};
 use core::mem::size_of;
 use static_assertions::const_assert_eq;
 use zerocopy::little_endian::U32;
@@ -181,11 +181,8 @@ impl Guest {
         let can_hibernate = self.can_hibernate;
         self.session
             .on_packet(packet, Event::Negotiated, |_, body| {
-                let (request, _) =
-                    ShutdownRequest::read_from_prefix(body).map_err(|_| IcError::TooShort {
-                        need: HEADERS_SIZE + size_of::<ShutdownRequest>(),
-                        have: HEADERS_SIZE.saturating_add(body.len()),
-                    })?;
+                let (request, _) = ShutdownRequest::read_from_prefix(body)
+                    .map_err(|_| IcError::short_body(size_of::<ShutdownRequest>(), body.len()))?;
                 let action = Action::decide(request.flags, can_hibernate);
                 Ok((action.status(), Event::Request(action)))
             })

@@ -5,7 +5,7 @@
 //! From 4.0 on a sample also holds the partition's reference time (the guest's Hyper-V clock source, 100 ns units) of the moment it
 //! was taken, so that the way to the guest costs no precision: host time now = host time then + (reference now − reference then).
 
-use super::{IcError, IcVersion, MessageType, Negotiated, Outcome, Session, Status, HEADERS_SIZE};
+use super::{IcError, IcVersion, MessageType, Negotiated, Outcome, Session, Status};
 use core::mem::size_of;
 use static_assertions::const_assert_eq;
 use zerocopy::little_endian::U64;
@@ -145,7 +145,7 @@ impl HostTime {
 
     /// Host: the moment that the guest counts as `ns` nanoseconds since 1970. Every such count fits.
     pub const fn from_unix(ns: u64) -> Self {
-        Self(UNIX_EPOCH.0 + ns / NS_PER_TICK)
+        Self(UNIX_EPOCH.0.saturating_add(ns / NS_PER_TICK))
     }
 }
 
@@ -261,10 +261,7 @@ pub fn parse_sample(
     version: IcVersion,
     now: RefTime,
 ) -> Result<(ClockSample, SampleFlags), IcError> {
-    let short = |size: usize| IcError::TooShort {
-        need: HEADERS_SIZE + size,
-        have: HEADERS_SIZE.saturating_add(body.len()),
-    };
+    let short = |size: usize| IcError::short_body(size, body.len());
     if version >= VERSION_4_0 {
         let (m, _) = SampleV4::read_from_prefix(body).map_err(|_| short(size_of::<SampleV4>()))?;
         let sample = ClockSample::new(

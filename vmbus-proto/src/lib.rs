@@ -48,6 +48,7 @@ pub mod class;
 pub mod guid;
 pub mod ic;
 pub mod msg;
+pub mod tlfs;
 pub mod version;
 
 pub use guid::Guid;

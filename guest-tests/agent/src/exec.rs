@@ -112,15 +112,7 @@ fn supervise(
         Bytes(all)
     };
     let (stdout, stderr) = (take(stdout), take(stderr));
-    Ok(Output {
-        rc: status.code(),
-        signal: status.signal(),
-        killed,
-        stdout,
-        stderr,
-        truncated,
-        elapsed_us,
-    })
+    Ok(Output { rc: status.code(), signal: status.signal(), killed, stdout, stderr, truncated, elapsed_us })
 }
 
 /// Reads a pipe to its end on a thread of its own. What exceeds the limit by more than a buffer is

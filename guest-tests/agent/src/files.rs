@@ -71,9 +71,7 @@ fn walk(dir: &Path, prefix: &str, depth: u32, entries: &mut Vec<Entry>) -> Resul
             entry.kind = "dir".into();
         } else if meta.is_symlink() {
             entry.kind = "link".into();
-            entry.data = fs::read_link(item.path())
-                .ok()
-                .map(|target| Bytes::from(target.to_string_lossy().as_ref()));
+            entry.data = fs::read_link(item.path()).ok().map(|target| Bytes::from(target.to_string_lossy().as_ref()));
         } else if meta.is_file() {
             entry.kind = "file".into();
             if entry.mode & 0o444 != 0 {
@@ -98,8 +96,7 @@ fn walk(dir: &Path, prefix: &str, depth: u32, entries: &mut Vec<Entry>) -> Resul
 }
 
 fn is_not_found(err: &anyhow::Error) -> bool {
-    err.downcast_ref::<std::io::Error>()
-        .is_some_and(|err| err.kind() == std::io::ErrorKind::NotFound)
+    err.downcast_ref::<std::io::Error>().is_some_and(|err| err.kind() == std::io::ErrorKind::NotFound)
 }
 
 #[cfg(test)]
@@ -118,13 +115,7 @@ mod tests {
         let flat: Vec<_> = all.iter().map(|e| (e.path.as_str(), e.kind.as_str())).collect();
         assert_eq!(
             flat,
-            [
-                ("alias", "link"),
-                ("channels", "dir"),
-                ("channels/7", "dir"),
-                ("channels/7/cpu", "file"),
-                ("id", "file")
-            ]
+            [("alias", "link"), ("channels", "dir"), ("channels/7", "dir"), ("channels/7/cpu", "file"), ("id", "file")]
         );
         assert_eq!(all[4].data, Some(Bytes::from("7\n")));
         assert_eq!(tree(root, 1).unwrap().len(), 3);

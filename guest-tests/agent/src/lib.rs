@@ -129,6 +129,16 @@ pub enum Command {
     },
     /// The sequence number that the next kernel log record will have at least.
     LogMark,
+    /// Answers with the list of [`LogLine`]s from sequence number `since` on.
+    LogRead {
+        /// As for `Log`.
+        since: u64,
+    },
+    /// Reads a PTP hardware clock; answers with nanoseconds since 1970.
+    PtpTime {
+        /// Such as `/dev/ptp0`.
+        path: String,
+    },
 }
 
 /// Clocks of the guest, read one after another in the order of the fields.

@@ -21,11 +21,7 @@ pub fn kernel(line: &str) {
 }
 
 fn open() -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(OFlags::NONBLOCK.bits() as i32)
-        .open("/dev/kmsg")
-        .context("/dev/kmsg")
+    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open("/dev/kmsg").context("/dev/kmsg")
 }
 
 /// Reads the next record. `None`: none is there now.
@@ -56,12 +52,19 @@ fn parse(record: &str) -> Option<LogLine> {
 
 /// The sequence number after that of the last record.
 pub fn mark() -> Result<u64> {
+    Ok(since(0)?.last().map_or(0, |line| line.seq + 1))
+}
+
+/// All records from `first` on.
+pub fn since(first: u64) -> Result<Vec<LogLine>> {
     let mut kmsg = open()?;
-    let mut last = 0;
+    let mut lines = Vec::new();
     while let Some(line) = next(&mut kmsg)? {
-        last = line.seq + 1;
+        if line.seq >= first {
+            lines.push(line);
+        }
     }
-    Ok(last)
+    Ok(lines)
 }
 
 /// Waits for a record from `since` on that contains `text`.
@@ -78,10 +81,7 @@ pub fn wait_for(text: &str, since: u64, timeout: Duration) -> Result<LogLine> {
         if left.is_zero() {
             bail!("no kernel log line with {text:?} within {} ms", timeout.as_millis());
         }
-        let left = Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
         let _ = poll(&mut [PollFd::new(&kmsg, PollFlags::IN)], Some(&left));
     }
 }

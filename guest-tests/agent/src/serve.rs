@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use anyhow::{anyhow, Context, Result};
 use guest_agent::{Answer, Command, Hello, Request, Spawned, Stamps, MAX_REQUEST};
 use rustix::termios::{isatty, tcgetattr, tcsetattr, OptionalActions};
-use rustix::time::{clock_gettime, clock_settime, ClockId, Timespec};
+use rustix::time::{clock_gettime, clock_gettime_dynamic, clock_settime, ClockId, DynamicClockId, Timespec};
 use serde_json::{json, Value};
 
 use crate::exec::{self, Running};
@@ -134,6 +135,12 @@ fn serve(command: Command, programs: &Programs) -> Result<Value> {
             json!(log::wait_for(&text, since, Duration::from_millis(timeout_ms))?)
         }
         Command::LogMark => json!(log::mark()?),
+        Command::LogRead { since } => json!(log::since(since)?),
+        Command::PtpTime { path } => {
+            let clock = File::open(&path).with_context(|| path.clone())?;
+            let time = clock_gettime_dynamic(DynamicClockId::Dynamic(clock.as_fd())).context(path)?;
+            json!((time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64))
+        }
     })
 }
 

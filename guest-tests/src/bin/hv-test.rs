@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! `scripts/test`: runs the test suites.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{bail, Result};
+use clap::Parser;
+use guest_tests::runner::{self, Options, Suite};
+use guest_tests::{scenarios, Env};
+
+/// Run the tests: all suites, or the named ones.
+#[derive(Parser)]
+#[command(name = "scripts/test")]
+struct Args {
+    /// Suites; all by default.
+    #[arg(value_name = "SUITE")]
+    suites: Vec<String>,
+    /// The full counts instead of those fit for CI.
+    #[arg(long)]
+    full: bool,
+    /// Only tests whose suite::name contains this. Repeatable.
+    #[arg(long, value_name = "TEXT")]
+    filter: Vec<String>,
+    /// List the tests instead of running them.
+    #[arg(long)]
+    list: bool,
+    /// Virtual machines at a time.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+    jobs: u8,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(err) => {
+            eprintln!("test: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether all passed.
+fn run(args: &Args) -> Result<bool> {
+    let suites = choose(&args.suites)?;
+    let tests = runner::chosen(&suites, &args.filter);
+    if tests.is_empty() {
+        bail!("no test matches --filter {}", args.filter.join(" "));
+    }
+    if args.list {
+        for (suite, scenario) in &tests {
+            println!("{:28} {}", format!("{}::{}", suite.name, scenario.name), scenario.about);
+        }
+        return Ok(true);
+    }
+    let env = Env::from_env()?;
+    runner::clean_logs(&env, &tests)?;
+    let begin = Instant::now();
+    let options = Options { full: args.full, filter: args.filter.clone(), jobs: args.jobs.into() };
+    let totals = runner::run(&env, &suites, &options);
+    println!("\n{:.0} s; logs in {}", begin.elapsed().as_secs_f64(), env.logs.display());
+    for name in &totals.failures {
+        println!("failed: {name}");
+    }
+    println!("{totals}");
+    Ok(totals.failed == 0)
+}
+
+fn choose(names: &[String]) -> Result<Vec<Suite>> {
+    let all = scenarios::suites();
+    if names.is_empty() {
+        return Ok(all);
+    }
+    for name in names {
+        if !all.iter().any(|suite| suite.name == name) {
+            let known: Vec<_> = all.iter().map(|suite| suite.name).collect();
+            bail!("unknown suite {name:?}; the suites are: {}", known.join(", "));
+        }
+    }
+    Ok(all.into_iter().filter(|suite| names.iter().any(|name| name == suite.name)).collect())
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! What the set-up in `scripts/` hands over, as environment variables.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{bail, Context, Result};
+
+/// Paths to everything a guest is made of.
+#[derive(Debug, Clone)]
+pub struct Env {
+    /// `HV_QEMU`: the QEMU program, version 11 or newer.
+    pub qemu: PathBuf,
+    /// `HV_KERNEL`: the kernel image.
+    pub kernel: PathBuf,
+    /// `HV_BASE_CPIO`: initramfs with busybox, the kernel's own modules and lsvmbus.
+    pub base: PathBuf,
+    /// `HV_AGENT`: the static agent.
+    pub agent: PathBuf,
+    /// `HV_PLUGIN`: the emulated host, `libhv_host_qemu.so`.
+    pub plugin: PathBuf,
+    /// `HV_SSDT`: ACPI table with the VMBus device, for `-acpitable`.
+    pub ssdt: PathBuf,
+    /// `HV_MODULES`: directory with the Rust modules.
+    pub modules: PathBuf,
+    /// `HV_LOGS`: where logs go.
+    pub logs: PathBuf,
+    /// `HV_SOURCE`: the checkout (suite `unit`).
+    pub source: PathBuf,
+}
+
+impl Env {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// One sentence that names the first variable that is missing or points to nothing.
+    pub fn from_env() -> Result<Self> {
+        Ok(Self {
+            qemu: existing("HV_QEMU")?,
+            kernel: existing("HV_KERNEL")?,
+            base: existing("HV_BASE_CPIO")?,
+            agent: existing("HV_AGENT")?,
+            plugin: existing("HV_PLUGIN")?,
+            ssdt: existing("HV_SSDT")?,
+            modules: existing("HV_MODULES")?,
+            logs: path("HV_LOGS")?,
+            source: existing("HV_SOURCE")?,
+        })
+    }
+}
+
+fn path(name: &str) -> Result<PathBuf> {
+    match std::env::var_os(name) {
+        Some(value) if !value.is_empty() => Ok(value.into()),
+        _ => bail!("{name} is not set; start this through scripts/test, scripts/demo or scripts/vm"),
+    }
+}
+
+fn existing(name: &str) -> Result<PathBuf> {
+    let path = path(name)?;
+    if !path.exists() {
+        bail!("{name}: {} does not exist", path.display());
+    }
+    Ok(path)
+}
+
+/// A directory of our own under the system's place for temporary files, removed on drop. Sockets live
+/// here, since their paths must stay below 108 bytes.
+#[derive(Debug)]
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    /// Makes a new one.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new() -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("hv-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        // Left over from a process with the same id that was killed.
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir(&path).with_context(|| path.display().to_string())?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

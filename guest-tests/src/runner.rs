@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! Runs tests: chooses them, runs a few at a time, prints what happened.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::{Drivers, Env, Vm, VmConfig};
+
+/// One test.
+#[derive(Clone)]
+pub struct Scenario {
+    /// Short, unique in its suite.
+    pub name: String,
+    /// One line for `--list`.
+    pub about: String,
+    run: Arc<dyn Fn(&Ctx) -> Result<()> + Send + Sync>,
+}
+
+impl Scenario {
+    /// A test from a function.
+    pub fn new(name: &str, about: &str, run: impl Fn(&Ctx) -> Result<()> + Send + Sync + 'static) -> Self {
+        Self { name: name.into(), about: about.into(), run: Arc::new(run) }
+    }
+}
+
+/// Tests that are run together, with one driver stack.
+#[derive(Clone)]
+pub struct Suite {
+    /// As on the command line.
+    pub name: &'static str,
+    /// One line for `--list`.
+    pub about: &'static str,
+    /// The stack in the guest.
+    pub drivers: Drivers,
+    /// Its tests.
+    pub scenarios: Vec<Scenario>,
+}
+
+/// What a running test knows, and what it hands over besides its result.
+pub struct Ctx<'a> {
+    /// Paths.
+    pub env: &'a Env,
+    /// The stack to be tested.
+    pub drivers: Drivers,
+    /// Full counts instead of those fit for CI.
+    pub full: bool,
+    suite: &'a str,
+    name: &'a str,
+    notes: Mutex<Notes>,
+}
+
+#[derive(Default)]
+struct Notes {
+    figures: Vec<String>,
+    counts: Option<(usize, usize, usize)>,
+}
+
+impl Ctx<'_> {
+    /// Configuration of a guest for this test.
+    pub fn config(&self) -> VmConfig {
+        self.config_for("", self.drivers)
+    }
+
+    /// Configuration of one of several guests, or one with another stack.
+    pub fn config_for(&self, part: &str, drivers: Drivers) -> VmConfig {
+        let dash = if part.is_empty() { "" } else { "-" };
+        VmConfig::new(&format!("{}/{}{dash}{part}", self.suite, self.name), drivers)
+    }
+
+    /// `full` with `--full`, else `short`.
+    pub fn count<T>(&self, full: T, short: T) -> T {
+        if self.full {
+            full
+        } else {
+            short
+        }
+    }
+
+    /// Boots a guest, loads the drivers, runs `test` and then looks whether the host counted a protocol violation
+    /// or the console shows trouble. A failure is told with the console's last lines and the place of the logs.
+    ///
+    /// # Errors
+    /// That of the boot, the test, or the look at the end.
+    pub fn connected<T>(&self, config: VmConfig, test: impl FnOnce(&Vm) -> Result<T>) -> Result<T> {
+        self.booted(config, |vm| {
+            vm.load_drivers()?;
+            test(vm)
+        })
+    }
+
+    /// As [`Ctx::connected`], without loading drivers.
+    ///
+    /// # Errors
+    /// See [`Ctx::connected`].
+    pub fn booted<T>(&self, config: VmConfig, test: impl FnOnce(&Vm) -> Result<T>) -> Result<T> {
+        let vm = Vm::boot(self.env, config)?;
+        let run = || {
+            let value = test(&vm);
+            // A kernel in trouble explains a failed step better than the step itself.
+            vm.check_console()?;
+            let value = value?;
+            vm.check()?;
+            Ok(value)
+        };
+        run().map_err(|err: anyhow::Error| if err.is::<Skip>() { err } else { vm.explain(err) })
+    }
+
+    /// A measured figure, printed with the test's result.
+    pub fn figure(&self, text: impl fmt::Display) {
+        self.notes().figures.push(text.to_string());
+    }
+
+    /// For a test that runs other tests: how many passed, failed and were skipped.
+    pub fn counts(&self, passed: usize, failed: usize, skipped: usize) {
+        self.notes().counts = Some((passed, failed, skipped));
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An error that means: skipped, for this reason.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// How to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Full counts.
+    pub full: bool,
+    /// Only tests whose `suite::name` contains one of these; all when empty.
+    pub filter: Vec<String>,
+    /// How many tests at a time.
+    pub jobs: usize,
+}
+
+/// Totals of a run.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Totals {
+    /// Passed tests.
+    pub passed: usize,
+    /// Failed tests.
+    pub failed: usize,
+    /// Skipped tests.
+    pub skipped: usize,
+    /// Names of the failed ones, for the repetition at the end.
+    pub failures: Vec<String>,
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// The tests that the filter leaves.
+pub fn chosen(suites: &[Suite], filter: &[String]) -> Vec<(Suite, Scenario)> {
+    let mut all = Vec::new();
+    for suite in suites {
+        for scenario in &suite.scenarios {
+            let name = format!("{}::{}", suite.name, scenario.name);
+            if filter.is_empty() || filter.iter().any(|part| name.contains(part.as_str())) {
+                all.push((suite.clone(), scenario.clone()));
+            }
+        }
+    }
+    all
+}
+
+/// Runs the chosen tests and prints a line for each as it ends.
+pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Totals {
+    let queue: VecDeque<_> = chosen(suites, &options.filter).into();
+    let total = queue.len();
+    let queue = Mutex::new(queue);
+    let totals = Mutex::new(Totals::default());
+    let printed = Mutex::new(0usize);
+    thread::scope(|scope| {
+        for _ in 0..options.jobs.max(1) {
+            scope.spawn(|| loop {
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let Some((suite, scenario)) = next else { return };
+                let ctx = Ctx {
+                    env,
+                    drivers: suite.drivers,
+                    full: options.full,
+                    suite: suite.name,
+                    name: &scenario.name,
+                    notes: Mutex::default(),
+                };
+                let begin = Instant::now();
+                let result = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&ctx)))
+                    .unwrap_or_else(|panic| Err(anyhow::anyhow!("the test panicked: {}", panic_text(&*panic))));
+                let took = begin.elapsed();
+                let mut printed = printed.lock().unwrap_or_else(PoisonError::into_inner);
+                *printed += 1;
+                let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
+                report(&mut totals, &suite, &scenario, &ctx, result, took, (*printed, total));
+            });
+        }
+    });
+    totals.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn report(
+    totals: &mut Totals,
+    suite: &Suite,
+    scenario: &Scenario,
+    ctx: &Ctx,
+    result: Result<()>,
+    took: Duration,
+    (at, total): (usize, usize),
+) {
+    let notes = std::mem::take(&mut *ctx.notes());
+    let figures = if notes.figures.is_empty() { String::new() } else { format!("  [{}]", notes.figures.join("; ")) };
+    let name = format!("{}::{}", suite.name, scenario.name);
+    let (word, more) = match &result {
+        Ok(()) => ("ok  ", String::new()),
+        Err(err) if err.is::<Skip>() => ("skip", format!("\n    {err:#}")),
+        Err(err) => ("FAIL", format!("\n    {}", format!("{err:#}").replace('\n', "\n    "))),
+    };
+    println!("{at:3}/{total} {word} {name} {:.1} s{figures}{more}", took.as_secs_f64());
+    let (passed, failed, skipped) = match (&result, notes.counts) {
+        // What a test of tests counted includes its failures.
+        (_, Some(counts)) => counts,
+        (Ok(()), None) => (1, 0, 0),
+        (Err(err), None) if err.is::<Skip>() => (0, 0, 1),
+        (Err(_), None) => (0, 1, 0),
+    };
+    totals.passed += passed;
+    totals.failed += failed;
+    totals.skipped += skipped;
+    if failed > 0 {
+        totals.failures.push(name);
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+}
+
+/// Turns `false` into an error.
+///
+/// # Errors
+/// The sentence, when `condition` is false.
+pub fn ensure(condition: bool, sentence: impl fmt::Display) -> Result<()> {
+    if condition {
+        Ok(())
+    } else {
+        Err(anyhow::anyhow!("{sentence}"))
+    }
+}
+
+/// Fails unless both are equal.
+///
+/// # Errors
+/// `what`, the value found and the one expected.
+pub fn equal<T: PartialEq + fmt::Debug>(what: &str, found: T, expected: T) -> Result<()> {
+    ensure(found == expected, format!("{what}: {found:?}, expected {expected:?}"))
+}
+
+/// Removes the logs of earlier runs of these suites.
+///
+/// # Errors
+/// When they cannot be removed.
+pub fn clean_logs(env: &Env, tests: &[(Suite, Scenario)]) -> Result<()> {
+    for (suite, scenario) in tests {
+        let dir = env.logs.join(suite.name);
+        let Ok(items) = std::fs::read_dir(&dir) else { continue };
+        for item in items.flatten() {
+            let name = item.file_name().to_string_lossy().into_owned();
+            let mine =
+                name == scenario.name || name.strip_prefix(&scenario.name).is_some_and(|rest| rest.starts_with('-'));
+            if mine {
+                let path = item.path();
+                std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env() -> Env {
+        let none = std::path::PathBuf::new;
+        Env {
+            qemu: none(),
+            kernel: none(),
+            base: none(),
+            agent: none(),
+            plugin: none(),
+            ssdt: none(),
+            modules: none(),
+            logs: none(),
+            source: none(),
+        }
+    }
+
+    fn suite() -> Suite {
+        Suite {
+            name: "self",
+            about: "",
+            drivers: Drivers::None,
+            scenarios: vec![
+                Scenario::new("good", "", |_| Ok(())),
+                Scenario::new("bad", "", |_| equal("sum", 1 + 1, 3)),
+                Scenario::new("odd", "", |_| Err(Skip("no such machine".into()).into())),
+                Scenario::new("worse", "", |_| panic!("on purpose")),
+                Scenario::new("many", "", |ctx| {
+                    ctx.counts(7, 1, 2);
+                    Ok(())
+                }),
+            ],
+        }
+    }
+
+    fn options(filter: &[&str]) -> Options {
+        Options { full: false, filter: filter.iter().map(|&f| f.to_owned()).collect(), jobs: 2 }
+    }
+
+    #[test]
+    fn every_outcome_is_counted() {
+        let totals = run(&env(), &[suite()], &options(&[]));
+        assert_eq!(totals.to_string(), "8 passed, 3 failed, 3 skipped");
+        assert_eq!(totals.failures.len(), 3);
+    }
+
+    #[test]
+    fn the_filter_chooses() {
+        let totals = run(&env(), &[suite()], &options(&["self::good"]));
+        assert_eq!(totals.to_string(), "1 passed, 0 failed, 0 skipped");
+    }
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! The guest's clock: after a freeze, wrong by hours, steered or set.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Context, Result};
+use guest_agent::Command as Ask;
+use hvctl::{Command, SampleKind, TimesyncStatus};
+
+use crate::runner::{Ctx, Scenario};
+use crate::vm::{unix_now, ClockOffset, Vm, SOON};
+
+/// How close the guest must come to the host, in milliseconds.
+const CLOSE_MS: f64 = 100.0;
+
+/// Within which time.
+const LIMIT: Duration = Duration::from_secs(5);
+
+pub fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario::new("clock-freeze", "the VM is stopped and continued: the clock is right again", freeze),
+        Scenario::new(
+            "clock-sample",
+            "a sample without the sync flag does not step the clock, one with it does",
+            sample,
+        ),
+        Scenario::new(
+            "clock-hours",
+            "a clock that is hours wrong, either way, is right after the next marked sample",
+            hours,
+        ),
+        Scenario::new("clock-ptp", "the PTP clock named hyperv tells the host's time", ptp),
+    ]
+}
+
+fn timesync(
+    vm: &Vm,
+    send: Option<SampleKind>,
+    interval_ms: Option<u64>,
+    after_stop: Option<bool>,
+) -> Result<TimesyncStatus> {
+    let command =
+        Command::Timesync { send, offset_ms: 0, unix_ms: None, keep: false, interval_ms, sync_after_stop: after_stop };
+    serde_json::from_value(vm.host().call(command)?).context("timesync status")
+}
+
+/// No sample comes unless the test sends one.
+fn quiet(vm: &Vm) -> Result<()> {
+    timesync(vm, None, Some(0), Some(false)).map(drop)
+}
+
+/// Waits until the guest's clock is right; says how long it took.
+fn becomes_right(vm: &Vm, begin: Instant) -> Result<(Duration, ClockOffset)> {
+    loop {
+        let offset = vm.clock_offset()?;
+        let took = begin.elapsed();
+        if offset.ms.abs() + offset.uncertainty_ms <= CLOSE_MS {
+            return Ok((took, offset));
+        }
+        if took > LIMIT {
+            bail!("after {:.1} s the clock is still {:.0} ms off", took.as_secs_f64(), offset.ms);
+        }
+    }
+}
+
+fn freeze(ctx: &Ctx) -> Result<()> {
+    let length = Duration::from_secs(ctx.count(60, 8));
+    ctx.connected(ctx.config().smp(2), |vm| {
+        // Right before the freeze, so that the freeze alone makes the difference.
+        timesync(vm, Some(SampleKind::Sync), Some(0), None)?;
+        becomes_right(vm, Instant::now())?;
+        let before = vm.host().timesync()?;
+        vm.qmp.stop()?;
+        vm.qmp.event("STOP", SOON)?;
+        // The length of the freeze is what is tested; nothing happens in it that could be waited for.
+        std::thread::sleep(length);
+        vm.qmp.cont()?;
+        let (took, offset) = becomes_right(vm, Instant::now())?;
+        let after = vm.host().timesync()?;
+        ensure!(after.stops_seen > before.stops_seen, "the host did not notice the stop");
+        ensure!(after.syncs > before.syncs, "the host sent no marked sample after the stop");
+        vm.beats(10)?;
+        ctx.figure(format!(
+            "frozen {} s, right (off by {:.1} ms) after {:.0} ms",
+            length.as_secs(),
+            offset.ms,
+            took.as_secs_f64() * 1e3
+        ));
+
+        // The same without a marked sample: the guest stays behind, so it was the sample that helped.
+        quiet(vm)?;
+        let short = Duration::from_secs(2);
+        vm.qmp.stop()?;
+        std::thread::sleep(short);
+        vm.qmp.cont()?;
+        let offset = vm.clock_offset()?;
+        let expected = -(short.as_secs_f64() * 1e3);
+        ensure!(
+            (offset.ms - expected).abs() < 1000.0,
+            "frozen for 2 s without a sample, the clock is {:.0} ms off",
+            offset.ms
+        );
+        Ok(())
+    })
+}
+
+fn sample(ctx: &Ctx) -> Result<()> {
+    const SHIFT_MS: i64 = 3000;
+    ctx.connected(ctx.config().smp(2), |vm| {
+        quiet(vm)?;
+        for shift in [SHIFT_MS, -SHIFT_MS] {
+            vm.set_clock(shift)?;
+            for kind in [SampleKind::Sample, SampleKind::Probe] {
+                send_and_wait(vm, kind)?;
+                let offset = vm.clock_offset()?;
+                // Steering may move the clock by up to 500 ppm, which is less than a millisecond here.
+                ensure!(
+                    (offset.ms - shift as f64).abs() < CLOSE_MS,
+                    "a {kind:?} sample moved the clock from {shift} ms off to {:.0} ms off",
+                    offset.ms
+                );
+            }
+            let begin = Instant::now();
+            send_and_wait(vm, SampleKind::Sync)?;
+            let (took, offset) = becomes_right(vm, begin)?;
+            ctx.figure(format!(
+                "{shift:+} ms: kept by samples, set by sync to {:+.1} ms in {:.0} ms",
+                offset.ms,
+                took.as_secs_f64() * 1e3
+            ));
+        }
+        Ok(())
+    })
+}
+
+/// Sends one sample and waits until the guest has answered it.
+fn send_and_wait(vm: &Vm, kind: SampleKind) -> Result<()> {
+    let before = vm.host().timesync()?.answered;
+    vm.host().time_sample(kind, 0, false)?;
+    let begin = Instant::now();
+    while vm.host().timesync()?.answered <= before {
+        ensure!(begin.elapsed() < SOON, "a {kind:?} sample was not answered");
+    }
+    Ok(())
+}
+
+fn hours(ctx: &Ctx) -> Result<()> {
+    ctx.connected(ctx.config().smp(2), |vm| {
+        quiet(vm)?;
+        for hours in [-5i64, 7, -24 * 400] {
+            vm.set_clock(hours * 3_600_000)?;
+            let wrong = vm.clock_offset()?;
+            ensure!(wrong.ms.abs() > 3.6e6, "the clock was not set: {:.0} ms off", wrong.ms);
+            let begin = Instant::now();
+            vm.host().time_sample(SampleKind::Sync, 0, false)?;
+            let (took, offset) = becomes_right(vm, begin)?;
+            ctx.figure(format!("{hours:+} h: off by {:+.1} ms after {:.0} ms", offset.ms, took.as_secs_f64() * 1e3));
+        }
+        Ok(())
+    })
+}
+
+fn ptp(ctx: &Ctx) -> Result<()> {
+    ctx.connected(ctx.config(), |vm| {
+        let named = vm.sh("grep -lx hyperv /sys/class/ptp/ptp*/clock_name")?;
+        let names: Vec<&str> = named.lines().collect();
+        ensure!(names.len() == 1, "PTP clocks named hyperv: {names:?}");
+        let node = names[0].split('/').rev().nth(1).context("path of the PTP clock")?;
+        send_and_wait(vm, SampleKind::Sample)?;
+        // The PTP clock follows the host even when the guest's own clock is wrong.
+        quiet(vm)?;
+        vm.set_clock(-3_600_000)?;
+        let before = unix_now();
+        let ns: u64 = vm.agent.call(Ask::PtpTime { path: format!("/dev/{node}") }, SOON)?;
+        let after = unix_now();
+        let off = (ns as i128 - ((before + after) / 2).as_nanos() as i128) as f64 / 1e6;
+        let uncertainty = (after - before).as_secs_f64() * 1e3 / 2.0;
+        ensure!(off.abs() <= CLOSE_MS + uncertainty, "/dev/{node} is {off:.1} ms off");
+        ctx.figure(format!("/dev/{node} off by {off:+.2} ms (±{uncertainty:.2})"));
+        Ok(())
+    })
+}

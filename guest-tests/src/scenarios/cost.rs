@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! What things cost, Rust beside C.
+
+use std::fmt;
+
+use anyhow::{Context, Result};
+
+use crate::runner::{ensure, Ctx, Scenario};
+use crate::vm::Vm;
+use crate::Drivers;
+
+pub fn comparisons() -> Vec<Scenario> {
+    vec![Scenario::new(
+        "cost",
+        "time from load to connected, hypercalls and interrupts per heartbeat, Rust beside C",
+        cost,
+    )]
+}
+
+/// Figures of one stack.
+#[derive(Debug, Clone)]
+pub struct Cost {
+    /// From the start of the bus driver's initialisation to the line "Vmbus version:", in microseconds.
+    pub to_version_us: u64,
+    /// From there to its end, when all offers are there.
+    pub to_offers_us: u64,
+    /// Hypercalls per heartbeat.
+    pub hypercalls: f64,
+    /// Interrupts per heartbeat.
+    pub interrupts: f64,
+    /// Round trip, the longest, in microseconds of the host's clock.
+    pub longest_us: u64,
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "version agreed after {:.1} ms, offers after {:.1} ms; per heartbeat {:.2} hypercalls, {:.2} interrupts, longest {} us",
+            self.to_version_us as f64 / 1e3,
+            self.to_offers_us as f64 / 1e3,
+            self.hypercalls,
+            self.interrupts,
+            self.longest_us
+        )
+    }
+}
+
+/// Kernel command line words that make the start and the end of a driver's initialisation visible in the log.
+pub const TRACE_INIT: &str = "initcall_debug";
+
+fn cost(ctx: &Ctx) -> Result<()> {
+    let beats = ctx.count(2000, 200);
+    let measure = |drivers: Drivers| {
+        let config = ctx.config_for(drivers.name(), drivers).smp(2).cmdline(TRACE_INIT);
+        ctx.connected(config, |vm| measure(vm, beats))
+    };
+    let (rust, c) = (measure(Drivers::Rust)?, measure(Drivers::C)?);
+    ctx.figure(format!("rust: {rust}"));
+    ctx.figure(format!("c: {c}"));
+    // Both numbers are facts of the protocol, not of the machine's speed.
+    ensure(
+        rust.hypercalls <= c.hypercalls + 0.1,
+        format!("{:.2} hypercalls per heartbeat, C needs {:.2}", rust.hypercalls, c.hypercalls),
+    )
+}
+
+/// Measures a guest that was booted with [`TRACE_INIT`] and has its drivers loaded.
+pub fn measure(vm: &Vm, beats: u32) -> Result<Cost> {
+    let init = match vm.config.drivers {
+        Drivers::C => "hv_acpi_init",
+        _ => "[hv_vmbus_rs]",
+    };
+    let lines = vm.log_since(0)?;
+    let at = |what: &str, find: &dyn Fn(&str) -> bool| {
+        lines
+            .iter()
+            .find(|line| find(&line.text))
+            .map(|line| line.us)
+            .with_context(|| format!("{what} is not in the log"))
+    };
+    let start = at("the start of the initialisation", &|text| text.starts_with("calling ") && text.contains(init))?;
+    let version = at("Vmbus version", &|text| text.contains("Vmbus version:"))?;
+    let end = at("the end of the initialisation", &|text| text.starts_with("initcall ") && text.contains(init))?;
+
+    let per_beat = heartbeat_cost(vm, beats)?;
+    Ok(Cost {
+        to_version_us: version.saturating_sub(start),
+        to_offers_us: end.saturating_sub(start),
+        hypercalls: per_beat.0,
+        interrupts: per_beat.1,
+        longest_us: per_beat.2,
+    })
+}
+
+/// Hypercalls and interrupts per heartbeat, and the longest round trip in microseconds.
+pub fn heartbeat_cost(vm: &Vm, beats: u32) -> Result<(f64, f64, u64)> {
+    vm.reset_counters()?;
+    let status = vm.beats(beats)?;
+    let counters = vm.host().counters()?;
+    let sum = |start: &str| -> u64 {
+        counters.partition.iter().filter(|(name, _)| name.starts_with(start)).map(|(_, count)| count).sum()
+    };
+    let answered = status.answered.max(1) as f64;
+    let interrupts = *counters.partition.get("synic_interrupts").context("the host does not count synic_interrupts")?;
+    Ok((sum("hypercall_") as f64 / answered, interrupts as f64 / answered, status.max_rtt_us.unwrap_or(0)))
+}

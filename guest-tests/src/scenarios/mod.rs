@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! The guest tests. Each is written once: suite `guest` runs it with the Rust modules, suite `reference` with the
+//! in-tree C drivers on the same host. Where C fails, the host is wrong; where only Rust fails, we are.
+
+mod clock;
+mod connect;
+mod cost;
+mod lifecycle;
+mod refusal;
+mod services;
+mod sysfs;
+
+use crate::runner::{Scenario, Suite};
+use crate::{unit, Drivers};
+
+/// All suites, in the order in which they run.
+pub fn suites() -> Vec<Suite> {
+    vec![
+        Suite {
+            name: "unit",
+            about: "native tests of the workspace",
+            drivers: Drivers::None,
+            scenarios: unit::scenarios(),
+        },
+        Suite {
+            name: "guest",
+            about: "Rust modules in a booted guest",
+            drivers: Drivers::Rust,
+            scenarios: [both(), rust_only()].concat(),
+        },
+        Suite {
+            name: "reference",
+            about: "the same tests with the in-tree C drivers",
+            drivers: Drivers::C,
+            scenarios: both(),
+        },
+    ]
+}
+
+/// What both stacks must do.
+fn both() -> Vec<Scenario> {
+    let mut all = Vec::new();
+    all.extend(connect::scenarios());
+    all.extend(services::scenarios());
+    all.extend(clock::scenarios());
+    all.extend(lifecycle::scenarios());
+    all.extend(sysfs::scenarios());
+    all
+}
+
+/// What compares Rust with C, or makes no sense for a bus that is built in.
+fn rust_only() -> Vec<Scenario> {
+    let mut all = Vec::new();
+    all.extend(sysfs::comparisons());
+    all.extend(cost::comparisons());
+    all.extend(refusal::scenarios());
+    all.extend(lifecycle::rust_only());
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique() {
+        for suite in super::suites() {
+            let mut seen = HashSet::new();
+            for scenario in suite.scenarios {
+                assert!(seen.insert(scenario.name.clone()), "{} twice in {}", scenario.name, suite.name);
+            }
+        }
+    }
+}

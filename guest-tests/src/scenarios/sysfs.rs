@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! What users' tools read: sysfs and lsvmbus.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{bail, ensure, Context, Result};
+use guest_agent::Entry;
+
+use crate::runner::{equal, Ctx, Scenario};
+use crate::vm::Vm;
+use crate::Drivers;
+
+pub fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario::new("sysfs-contract", "the files of docs and tools are there and agree with the host", contract),
+        Scenario::new(
+            "channel-counters",
+            "interrupts and events of the heartbeat channel rise; ring figures agree",
+            counters,
+        ),
+        Scenario::new("lsvmbus", "unmodified lsvmbus lists the devices and their channels' CPUs", lsvmbus),
+    ]
+}
+
+/// Rust beside C.
+pub fn comparisons() -> Vec<Scenario> {
+    vec![
+        Scenario::new("sysfs-as-c", "/sys/bus/vmbus of Rust and C compared file by file", same_tree),
+        Scenario::new("lsvmbus-as-c", "lsvmbus, -v and -vv print the same for Rust and C", same_lsvmbus),
+    ]
+}
+
+/// Files of every device.
+const DEVICE_FILES: [&str; 19] = [
+    "channel_vp_mapping",
+    "class_id",
+    "device",
+    "device_id",
+    "id",
+    "in_intr_mask",
+    "in_read_bytes_avail",
+    "in_read_index",
+    "in_write_bytes_avail",
+    "in_write_index",
+    "modalias",
+    "out_intr_mask",
+    "out_read_bytes_avail",
+    "out_read_index",
+    "out_write_bytes_avail",
+    "out_write_index",
+    "state",
+    "uevent",
+    "vendor",
+];
+
+/// Files of every channel.
+const CHANNEL_FILES: [&str; 12] = [
+    "cpu",
+    "events",
+    "in_mask",
+    "interrupts",
+    "intr_in_full",
+    "intr_out_empty",
+    "out_full_first",
+    "out_full_total",
+    "out_mask",
+    "read_avail",
+    "subchannel_id",
+    "write_avail",
+];
+
+fn device_dir(instance: &str) -> String {
+    format!("/sys/bus/vmbus/devices/{instance}")
+}
+
+fn contract(ctx: &Ctx) -> Result<()> {
+    ctx.connected(ctx.config().smp(2), |vm| {
+        for channel in vm.host().channels()? {
+            let dir = device_dir(&channel.instance);
+            let have: BTreeSet<String> = vm.sh(&format!("ls {dir}"))?.split_whitespace().map(str::to_owned).collect();
+            for name in DEVICE_FILES {
+                ensure!(have.contains(name), "{}: no file {name}", channel.device);
+            }
+            let relid = channel.relid.context("no relid")?;
+            let have: BTreeSet<String> =
+                vm.sh(&format!("ls {dir}/channels/{relid}"))?.split_whitespace().map(str::to_owned).collect();
+            for name in CHANNEL_FILES {
+                ensure!(have.contains(name), "{}: no file channels/{relid}/{name}", channel.device);
+            }
+            let is = |name: &str, value: &str| equal(name, vm.read(&format!("{dir}/{name}"))?.as_str(), value);
+            is("class_id", &format!("{{{}}}", channel.class))?;
+            is("device_id", &format!("{{{}}}", channel.instance))?;
+            is("id", &relid.to_string())?;
+            is("vendor", "0x1414")?;
+            // CHANNEL_OPENED_STATE of include/linux/hyperv.h.
+            is("state", "3")?;
+            is("modalias", &format!("vmbus:{}", channel.class.replace('-', "")))?;
+            is("channel_vp_mapping", &format!("{relid}:{}", channel.target_vp.unwrap_or(0)))?;
+            is("driver_override", "(null)")?;
+            let uevent = vm.read(&format!("{dir}/uevent"))?;
+            ensure!(uevent.contains("MODALIAS=vmbus:"), "uevent: {uevent:?}");
+            ensure!(uevent.contains("DRIVER=hv_utils"), "uevent: {uevent:?}");
+        }
+        equal("hibernation", vm.read("/sys/bus/vmbus/hibernation")?.as_str(), "0")?;
+        vm.sh("test -e /sys/bus/vmbus/drivers/hv_utils/new_id -a -e /sys/bus/vmbus/drivers/hv_utils/remove_id")?;
+        Ok(())
+    })
+}
+
+fn counters(ctx: &Ctx) -> Result<()> {
+    ctx.connected(ctx.config().smp(2), |vm| {
+        let channel = vm.host().channel("heartbeat")?;
+        let relid = channel.relid.context("no relid")?;
+        let dir = device_dir(&channel.instance);
+        let number = |name: &str| -> Result<u64> {
+            let text = vm.read(&format!("{dir}/{name}"))?;
+            text.parse().with_context(|| format!("{name}: {text:?}"))
+        };
+        let interrupts = format!("channels/{relid}/interrupts");
+        let events = format!("channels/{relid}/events");
+        let before = (number(&interrupts)?, number(&events)?);
+        let sent = vm.host().channel("heartbeat")?.counters.interrupts;
+        vm.beats(50)?;
+        let after = (number(&interrupts)?, number(&events)?);
+        let sent = vm.host().channel("heartbeat")?.counters.interrupts - sent;
+        ensure!(after.0 > before.0 && after.1 > before.1, "interrupts, events: {before:?}, then {after:?}");
+        // Both sides count each event flag once.
+        ensure!(
+            (after.0 - before.0).abs_diff(sent) <= 2,
+            "the guest counted {} interrupts, the host sent {sent}",
+            after.0 - before.0
+        );
+        // Channel values equal device values while nothing moves, and the ring is as large as the host thinks.
+        vm.host().heartbeat_interval(std::time::Duration::ZERO)?;
+        for (of_channel, of_device) in [
+            ("read_avail", "in_read_bytes_avail"),
+            ("write_avail", "out_write_bytes_avail"),
+            ("out_mask", "out_intr_mask"),
+            ("in_mask", "in_intr_mask"),
+        ] {
+            equal(of_channel, number(&format!("channels/{relid}/{of_channel}"))?, number(of_device)?)?;
+        }
+        let size = number("in_read_bytes_avail")? + number("in_write_bytes_avail")?;
+        equal("size of the in ring", Some(size), channel.in_ring_bytes.map(u64::from))?;
+        let size = number("out_read_bytes_avail")? + number("out_write_bytes_avail")?;
+        equal("size of the out ring", Some(size), channel.out_ring_bytes.map(u64::from))?;
+        for index in ["in_read_index", "in_write_index", "out_read_index", "out_write_index"] {
+            ensure!(number(index)? < size, "{index} is outside of the ring");
+        }
+        ctx.figure(format!("50 beats: {} interrupts, {} events", after.0 - before.0, after.1 - before.1));
+        Ok(())
+    })
+}
+
+fn lsvmbus(ctx: &Ctx) -> Result<()> {
+    ctx.connected(ctx.config().smp(2), |vm| {
+        let short = vm.sh("lsvmbus")?;
+        for class in ["[Heartbeat]", "[Operating system shutdown]", "[Time Synchronization]"] {
+            ensure!(short.contains(class), "lsvmbus does not list {class}: {short}");
+        }
+        let offered = vm.host().channels()?;
+        equal("lines of lsvmbus", short.lines().count(), offered.len())?;
+        let long = vm.sh("lsvmbus -vv")?;
+        for channel in offered {
+            let line = format!("Rel_ID={}, target_cpu={}", channel.relid.unwrap_or(0), channel.target_vp.unwrap_or(0));
+            ensure!(long.contains(&line), "lsvmbus -vv does not say {line}: {long}");
+            ensure!(long.contains(&channel.instance), "lsvmbus -vv does not list {}", channel.instance);
+        }
+        Ok(())
+    })
+}
+
+/// Boots a guest with each stack and gives what `look` sees in each: Rust first.
+fn both<T>(ctx: &Ctx, look: impl Fn(&Vm) -> Result<T>) -> Result<(T, T)> {
+    let rust = ctx.connected(ctx.config_for("rust", Drivers::Rust), &look)?;
+    let c = ctx.connected(ctx.config_for("c", Drivers::C), &look)?;
+    Ok((rust, c))
+}
+
+fn same_lsvmbus(ctx: &Ctx) -> Result<()> {
+    for options in ["", "-v", "-vv"] {
+        // The path of a device in sysfs and the ids are part of the output: both must be the same.
+        let (rust, c) = both(ctx, |vm| vm.sh(&format!("lsvmbus {options}")))?;
+        equal(&format!("output of lsvmbus {options} (Rust, expected: C)"), rust, c)?;
+    }
+    Ok(())
+}
+
+/// Values that change from one reading to the next or from one boot to the next. Their format is compared, not their
+/// value. All of them are counters or positions in rings.
+const VARYING: [&str; 18] = [
+    "in_read_bytes_avail",
+    "in_read_index",
+    "in_write_bytes_avail",
+    "in_write_index",
+    "in_intr_mask",
+    "out_read_bytes_avail",
+    "out_read_index",
+    "out_write_bytes_avail",
+    "out_write_index",
+    "read_avail",
+    "write_avail",
+    "in_mask",
+    "interrupts",
+    "events",
+    "intr_in_full",
+    "intr_out_empty",
+    "client_monitor_pending",
+    "server_monitor_pending",
+];
+
+/// What differs on purpose, or has nothing to do with the drivers compared.
+const EXCEPTED: [(&str, &str); 3] = [
+    ("module", "the modules are named hv_vmbus_rs and hv_utils_rs, so that both stacks can be installed"),
+    ("power/", "run-time power management, the driver core's own; its times differ"),
+    ("drivers/", "the bus's list of drivers: the kernel image holds hv_pci and others, compared one by one elsewhere"),
+];
+
+fn same_tree(ctx: &Ctx) -> Result<()> {
+    let (rust, c) = both(ctx, |vm| {
+        vm.beats(5)?;
+        let mut all = BTreeMap::new();
+        for (name, path, depth) in
+            [("bus", "/sys/bus/vmbus".to_owned(), 1), ("driver", "/sys/bus/vmbus/drivers/hv_utils".to_owned(), 1)]
+                .into_iter()
+                .chain(vm.host().channels()?.into_iter().map(|channel| ("", device_dir(&channel.instance), 4)))
+        {
+            let name =
+                if name.is_empty() { path.rsplit('/').next().unwrap_or_default().to_owned() } else { name.into() };
+            for entry in vm.tree(&path, depth)? {
+                all.insert(format!("{name}/{}", entry.path), entry);
+            }
+        }
+        Ok(all)
+    })?;
+    let differences = compare(&rust, &c);
+    if !differences.is_empty() {
+        bail!("{} differences:\n{}", differences.len(), differences.join("\n"));
+    }
+    ctx.figure(format!("{} files and links compared", c.len()));
+    Ok(())
+}
+
+fn compare(rust: &BTreeMap<String, Entry>, c: &BTreeMap<String, Entry>) -> Vec<String> {
+    let excepted =
+        |path: &str| EXCEPTED.iter().any(|(part, _)| path.ends_with(part) || path.contains(&format!("/{part}")));
+    let mut differences = Vec::new();
+    let paths: BTreeSet<&String> = rust.keys().chain(c.keys()).collect();
+    for path in paths {
+        if excepted(path) {
+            continue;
+        }
+        let (a, b) = match (rust.get(path), c.get(path)) {
+            (Some(a), Some(b)) => (a, b),
+            (Some(_), None) => {
+                differences.push(format!("{path}: only with Rust"));
+                continue;
+            }
+            _ => {
+                differences.push(format!("{path}: only with C"));
+                continue;
+            }
+        };
+        if a.kind != b.kind || a.mode != b.mode {
+            differences.push(format!("{path}: {} {:o} with Rust, {} {:o} with C", a.kind, a.mode, b.kind, b.mode));
+        }
+        if a.err != b.err {
+            differences.push(format!("{path}: reading gives {:?} with Rust, {:?} with C", a.err, b.err));
+        }
+        let text = |entry: &Entry| entry.data.as_ref().map(guest_agent::Bytes::text).unwrap_or_default();
+        let (a, b) = (text(a), text(b));
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let same = if VARYING.contains(&name) { format_of(&a) == format_of(&b) } else { a == b };
+        if !same {
+            differences.push(format!("{path}: {a:?} with Rust, {b:?} with C"));
+        }
+    }
+    differences
+}
+
+/// A value with its digits taken out: what is left is its format.
+fn format_of(value: &str) -> String {
+    let mut format = String::new();
+    let mut rest = value;
+    while let Some(c) = rest.chars().next() {
+        let after_prefix = rest.strip_prefix("0x").unwrap_or_default();
+        if after_prefix.starts_with(|c: char| c.is_ascii_hexdigit()) {
+            format.push_str("0x#");
+            rest = after_prefix.trim_start_matches(|c: char| c.is_ascii_hexdigit());
+        } else if c.is_ascii_digit() {
+            format.push('#');
+            rest = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        } else {
+            format.push(c);
+            rest = &rest[c.len_utf8()..];
+        }
+    }
+    format
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats() {
+        assert_eq!(format_of("1204\n"), "#\n");
+        assert_eq!(format_of("7"), format_of("123456"));
+        assert_ne!(format_of("0x7f\n"), format_of("7\n"));
+        assert_ne!(format_of("7\n"), format_of("7"));
+        assert_ne!(format_of("-1"), format_of("1"));
+        assert_eq!(format_of("0x7f 3"), "0x# #");
+        assert_eq!(format_of("0xzz"), "#xzz");
+    }
+
+    fn entry(mode: u32, data: &str) -> Entry {
+        Entry { path: String::new(), kind: "file".into(), mode, data: Some(data.into()), err: None }
+    }
+
+    #[test]
+    fn differences_are_found() {
+        let tree = |files: &[(&str, u32, &str)]| -> BTreeMap<String, Entry> {
+            files.iter().map(|&(path, mode, data)| (path.to_owned(), entry(mode, data))).collect()
+        };
+        let c = tree(&[("d/id", 0o444, "7\n"), ("d/events", 0o444, "99\n"), ("d/power/control", 0o644, "on\n")]);
+        let same = tree(&[("d/id", 0o444, "7\n"), ("d/events", 0o444, "3\n")]);
+        assert_eq!(compare(&same, &c), Vec::<String>::new());
+        for other in [
+            tree(&[("d/id", 0o444, "8\n"), ("d/events", 0o444, "3\n")]),
+            tree(&[("d/id", 0o644, "7\n"), ("d/events", 0o444, "3\n")]),
+            tree(&[("d/id", 0o444, "7\n"), ("d/events", 0o444, "3")]),
+            tree(&[("d/id", 0o444, "7\n")]),
+            tree(&[("d/id", 0o444, "7\n"), ("d/events", 0o444, "3\n"), ("d/more", 0o444, "")]),
+        ] {
+            assert_eq!(compare(&other, &c).len(), 1);
+        }
+    }
+}

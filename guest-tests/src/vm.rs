@@ -1,0 +1,754 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! One test guest: QEMU, the emulated host in it, the agent in the guest.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{anyhow, bail, Context, Result};
+use guest_agent::{Bytes, Command as Ask, Entry, Hello, LogLine, Output, Stamps};
+use hvctl::{Client, HeartbeatStatus, Until};
+
+use crate::agent::Agent;
+use crate::console::Console;
+use crate::cpio::{self, Archive};
+use crate::env::TempDir;
+use crate::qmp::Qmp;
+use crate::Env;
+
+/// From QEMU's start to the agent's greeting, at most. A boot takes about 4 s on an idle machine.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+/// For a command in the guest, at most, unless a test says otherwise.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// For something that takes milliseconds on an idle machine.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// Which driver stack serves the VMBus in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Drivers {
+    /// The modules of this project; the built-in C bus is kept down.
+    Rust,
+    /// The kernel's own.
+    C,
+    /// None: the built-in C bus is kept down and nothing is loaded.
+    None,
+}
+
+impl Drivers {
+    /// The modules of the utilities, in the order in which they are loaded.
+    pub fn modules(self) -> &'static [&'static str] {
+        match self {
+            Self::Rust => &["hv_vmbus_rs", "hv_utils_rs"],
+            Self::C => &["hv_utils"],
+            Self::None => &[],
+        }
+    }
+
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rust => "rust",
+            Self::C => "c",
+            Self::None => "none",
+        }
+    }
+}
+
+/// What a guest is started with.
+#[derive(Debug, Clone)]
+pub struct VmConfig {
+    /// Names the log directory.
+    pub name: String,
+    /// Driver stack.
+    pub drivers: Drivers,
+    /// Virtual CPUs.
+    pub smp: u32,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// Newest VMBus version that the host accepts, such as `5.2`; the host's own newest by default.
+    pub vmbus: Option<String>,
+    /// More words for the kernel command line.
+    pub cmdline: Vec<String>,
+    /// Disk images. Attached as virtio disks as long as the host has no SCSI controller.
+    pub disks: Vec<PathBuf>,
+    /// A user-mode network card (virtio).
+    pub network: bool,
+    /// Counts guest instructions.
+    pub profile: bool,
+    /// Kernel image instead of the environment's.
+    pub kernel: Option<PathBuf>,
+    /// Starts the guest without the emulated host: plain QEMU.
+    pub plain: bool,
+    /// Puts the Rust modules into the guest even when it runs the C stack.
+    pub both_stacks: bool,
+    /// Offers ACPI S4 to the guest.
+    pub s4: bool,
+    /// The console is this process's terminal, and a shell waits there.
+    pub interactive: bool,
+    /// More arguments for QEMU.
+    pub qemu_args: Vec<String>,
+}
+
+impl VmConfig {
+    /// One CPU, 512 MiB, nothing special.
+    pub fn new(name: &str, drivers: Drivers) -> Self {
+        Self {
+            name: name.into(),
+            drivers,
+            smp: 1,
+            memory: 512,
+            vmbus: None,
+            cmdline: Vec::new(),
+            disks: Vec::new(),
+            network: false,
+            profile: false,
+            kernel: None,
+            plain: false,
+            s4: false,
+            both_stacks: false,
+            interactive: false,
+            qemu_args: Vec::new(),
+        }
+    }
+
+    /// Number of virtual CPUs.
+    #[must_use]
+    pub fn smp(mut self, cpus: u32) -> Self {
+        self.smp = cpus;
+        self
+    }
+
+    /// Newest VMBus version that the host accepts.
+    #[must_use]
+    pub fn vmbus(mut self, version: &str) -> Self {
+        self.vmbus = Some(version.into());
+        self
+    }
+
+    /// One more word on the kernel command line.
+    #[must_use]
+    pub fn cmdline(mut self, word: &str) -> Self {
+        self.cmdline.push(word.into());
+        self
+    }
+
+    /// Without the emulated host.
+    #[must_use]
+    pub fn plain(mut self) -> Self {
+        self.plain = true;
+        self
+    }
+}
+
+/// A running guest. QEMU is killed when this is dropped.
+pub struct Vm {
+    /// What it was started with.
+    pub config: VmConfig,
+    /// Console of the guest. None when interactive.
+    pub console: Option<Console>,
+    /// Agent in the guest.
+    pub agent: Agent,
+    /// QEMU's own control.
+    pub qmp: Qmp,
+    /// Where its logs are.
+    pub logs: PathBuf,
+    /// From QEMU's start to the agent's greeting.
+    pub boot_time: Duration,
+    host: Option<Mutex<Client>>,
+    child: Mutex<Child>,
+    // Holds the sockets; goes last.
+    dir: TempDir,
+}
+
+impl Vm {
+    /// Starts a guest and waits until its agent is up. No driver is loaded yet.
+    ///
+    /// # Errors
+    /// A sentence with the last lines of the console and the path of the logs.
+    pub fn boot(env: &Env, config: VmConfig) -> Result<Self> {
+        let logs = env.logs.join(&config.name);
+        fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+        let dir = TempDir::new()?;
+        let initrd = dir.path().join("initrd");
+        write_initrd(env, &config, &initrd)?;
+
+        let listen = |name: &str| Listener::new(&dir.path().join(name));
+        let agent = listen("agent.sock")?;
+        let qmp = listen("qmp.sock")?;
+        let console = if config.interactive { None } else { Some(listen("console.sock")?) };
+        let control = dir.path().join("control.sock");
+
+        let args = qemu_args(env, &config, dir.path(), &logs);
+        let begin = Instant::now();
+        let qemu_log = logs.join("qemu.log");
+        let output = fs::File::create(&qemu_log).with_context(|| qemu_log.display().to_string())?;
+        let mut command_line = fs::File::create(logs.join("command"))?;
+        writeln!(command_line, "{} {}", env.qemu.display(), quote(&args))?;
+        // setpriv: QEMU must not survive a test program that was killed.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&env.qemu).args(&args).stderr(output.try_clone()?);
+        if config.interactive {
+            command.stdin(Stdio::inherit()).stdout(Stdio::inherit());
+        } else {
+            command.stdin(Stdio::null()).stdout(output);
+        }
+        let mut child = command.spawn().context("cannot start setpriv (package util-linux)")?;
+
+        let started = (|| -> Result<_> {
+            let mut accept = |listener: Listener| listener.accept(&mut child);
+            let agent = Agent::new(accept(agent)?)?;
+            let console = match console {
+                Some(listener) => Some(Console::new(accept(listener)?, &logs.join("console.log"))?),
+                None => None,
+            };
+            let qmp = Qmp::new(accept(qmp)?)?;
+            Ok((agent, console, qmp))
+        })();
+        let (agent, console, qmp) = match started {
+            Ok(all) => all,
+            Err(err) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let text = fs::read_to_string(&qemu_log).unwrap_or_default();
+                return Err(err.context(format!("QEMU did not start; {}:\n{text}", qemu_log.display())));
+            }
+        };
+        let mut vm = Self {
+            config,
+            console,
+            agent,
+            qmp,
+            logs,
+            boot_time: Duration::ZERO,
+            host: None,
+            child: Mutex::new(child),
+            dir,
+        };
+        if !vm.config.plain {
+            let client = Client::connect_within(&control, SOON).map_err(|err| vm.explain(err.into()))?;
+            vm.host = Some(Mutex::new(client));
+        }
+        vm.agent.hello(1, BOOT_LIMIT).map_err(|err| vm.explain(err))?;
+        vm.boot_time = begin.elapsed();
+        Ok(vm)
+    }
+
+    /// Boots, loads the drivers and waits until the guest has its offers.
+    ///
+    /// # Errors
+    /// See [`Vm::boot`].
+    pub fn connected(env: &Env, config: VmConfig) -> Result<Self> {
+        let vm = Self::boot(env, config)?;
+        vm.load_drivers().map_err(|err| vm.explain(err))?;
+        Ok(vm)
+    }
+
+    /// Loads the drivers and waits until the guest has its offers and the integration services have agreed
+    /// on their versions.
+    ///
+    /// # Errors
+    /// The module loader's words, or the name of what did not happen in time.
+    pub fn load_drivers(&self) -> Result<()> {
+        for module in self.config.drivers.modules() {
+            self.load(module)?;
+        }
+        if self.config.drivers != Drivers::None {
+            self.host().wait_connected(SOON).context("the guest did not connect")?;
+            for device in IC_DEVICES {
+                self.host().wait_negotiated(device, SOON).with_context(|| format!("{device} did not negotiate"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads one module, from the Rust modules if it is one of them.
+    ///
+    /// # Errors
+    /// The module loader's words and the last lines of the kernel log.
+    pub fn load(&self, module: &str) -> Result<()> {
+        self.load_with(module, "")
+    }
+
+    /// Loads one module with parameters.
+    ///
+    /// # Errors
+    /// See [`Vm::load`].
+    pub fn load_with(&self, module: &str, parameters: &str) -> Result<()> {
+        let command = if module.ends_with("_rs") {
+            // Their dependencies within the kernel's own modules (ptp where it is one) come first.
+            format!(
+                "for m in $(modinfo -F depends {RUST_MODULES}/{module}.ko | tr , ' '); do case $m in *_rs) ;; *) modprobe $m ;; esac; done; insmod {RUST_MODULES}/{module}.ko {parameters}"
+            )
+        } else {
+            format!("modprobe {module} {parameters}")
+        };
+        self.sh(&command).map(drop)
+    }
+
+    /// Unloads one module.
+    ///
+    /// # Errors
+    /// The module loader's words.
+    pub fn unload(&self, module: &str) -> Result<()> {
+        self.sh(&format!("rmmod {module}")).map(drop)
+    }
+
+    /// Unloads the drivers of [`Drivers::modules`], last one first.
+    ///
+    /// # Errors
+    /// See [`Vm::unload`].
+    pub fn unload_drivers(&self) -> Result<()> {
+        self.config.drivers.modules().iter().rev().try_for_each(|module| self.unload(module))
+    }
+
+    /// The host's control connection of this VM. Hold it for one call at a time.
+    ///
+    /// # Panics
+    /// When the VM was started without the emulated host: an error of the test.
+    pub fn host(&self) -> MutexGuard<'_, Client> {
+        let host = self.host.as_ref().expect("this VM runs without the emulated host");
+        host.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A second control connection, to do something while the first waits.
+    ///
+    /// # Errors
+    /// When the VM has ended.
+    pub fn second_host(&self) -> Result<Client> {
+        Ok(Client::connect(self.control())?)
+    }
+
+    /// Path of the control socket.
+    pub fn control(&self) -> PathBuf {
+        self.dir.path().join("control.sock")
+    }
+
+    /// Runs a shell command in the guest and gives its standard output. Fails when it fails.
+    ///
+    /// # Errors
+    /// The command's status and standard error.
+    pub fn sh(&self, script: &str) -> Result<String> {
+        let out = self.run(script, COMMAND_LIMIT)?;
+        if out.rc != Some(0) {
+            bail!("in the guest: {script}: {}", describe(&out));
+        }
+        Ok(out.stdout.text())
+    }
+
+    /// Runs a shell command in the guest, whatever becomes of it.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn run(&self, script: &str, timeout: Duration) -> Result<Output> {
+        let argv = ["sh", "-c", script].map(String::from).to_vec();
+        let ask = Ask::Exec { argv, timeout_ms: timeout.as_millis() as u64 };
+        self.agent.call(ask, timeout + SOON)
+    }
+
+    /// Reads a file in the guest, without the white space at its ends.
+    ///
+    /// # Errors
+    /// The guest's error, with the path.
+    pub fn read(&self, path: &str) -> Result<String> {
+        let data: Bytes = self.agent.call(Ask::Read { path: path.into() }, SOON)?;
+        Ok(data.text().trim().to_owned())
+    }
+
+    /// Writes a file in the guest.
+    ///
+    /// # Errors
+    /// The guest's error, with the path.
+    pub fn write(&self, path: &str, text: &str) -> Result<()> {
+        self.agent.call(Ask::Write { path: path.into(), data: text.into(), append: false }, SOON)
+    }
+
+    /// Lists a directory tree in the guest with contents.
+    ///
+    /// # Errors
+    /// The guest's error, with the path.
+    pub fn tree(&self, path: &str, depth: u32) -> Result<Vec<Entry>> {
+        self.agent.call(Ask::Tree { path: path.into(), depth }, COMMAND_LIMIT)
+    }
+
+    /// Waits for a line in the guest's kernel log, from the given mark on.
+    ///
+    /// # Errors
+    /// When it does not come in time.
+    pub fn log(&self, text: &str, since: u64, timeout: Duration) -> Result<LogLine> {
+        let ask = Ask::Log { text: text.into(), since, timeout_ms: timeout.as_millis() as u64 };
+        self.agent.call(ask, timeout + SOON)
+    }
+
+    /// A mark in the guest's kernel log, for [`Vm::log`].
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn log_mark(&self) -> Result<u64> {
+        self.agent.call(Ask::LogMark, SOON)
+    }
+
+    /// All lines of the guest's kernel log from a mark on.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn log_since(&self, since: u64) -> Result<Vec<LogLine>> {
+        self.agent.call(Ask::LogRead { since }, SOON)
+    }
+
+    /// The guest's clocks.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn time(&self) -> Result<Stamps> {
+        self.agent.call(Ask::Time, SOON)
+    }
+
+    /// Guest's clock minus this machine's clock. The question and the answer take time; the
+    /// guest's clock was read somewhere in between, so the second value is half that span.
+    /// The best of several tries, as measured by that span.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn clock_offset(&self) -> Result<ClockOffset> {
+        let mut best: Option<ClockOffset> = None;
+        for _ in 0..5 {
+            let before = unix_now();
+            let guest = self.time()?.realtime_ns as i128;
+            let after = unix_now();
+            let middle = (before.as_nanos() + after.as_nanos()) as i128 / 2;
+            let offset = ClockOffset {
+                ms: (guest - middle) as f64 / 1e6,
+                uncertainty_ms: (after - before).as_secs_f64() * 1e3 / 2.0,
+            };
+            if best.is_none_or(|b| offset.uncertainty_ms < b.uncertainty_ms) {
+                best = Some(offset);
+            }
+        }
+        best.ok_or_else(|| anyhow!("the guest's clock was not read"))
+    }
+
+    /// Sets the guest's clock to the host's, shifted.
+    ///
+    /// # Errors
+    /// The guest's error.
+    pub fn set_clock(&self, shift_ms: i64) -> Result<()> {
+        let now = unix_now().as_nanos() as i128 + i128::from(shift_ms) * 1_000_000;
+        let _: Stamps = self.agent.call(Ask::SetTime { realtime_ns: now as u64 }, SOON)?;
+        Ok(())
+    }
+
+    /// Waits for the greeting of the agent after the `resets`-th reset of the guest.
+    ///
+    /// # Errors
+    /// When it does not come in time.
+    pub fn wait_boot(&self, resets: usize) -> Result<Hello> {
+        self.agent.hello(resets + 1, BOOT_LIMIT)
+    }
+
+    /// Sends `count` heartbeats, each as soon as the one before was answered, and waits for the last answer.
+    ///
+    /// # Errors
+    /// When not all are answered within a minute, or one is missed.
+    pub fn beats(&self, count: u32) -> Result<HeartbeatStatus> {
+        let mut host = self.host();
+        let before = host.heartbeat()?;
+        host.heartbeat_burst(count, 0)?;
+        let wanted = before.answered + u64::from(count);
+        host.wait(Until::Beats { count: wanted }, COMMAND_LIMIT).context("heartbeats were not answered")?;
+        let after = host.heartbeat()?;
+        if after.missed > before.missed {
+            bail!("{} of {count} heartbeats missed", after.missed - before.missed);
+        }
+        Ok(after)
+    }
+
+    /// Counts from zero at the host, after a look at the violations so far, which would be forgotten.
+    ///
+    /// # Errors
+    /// See [`Vm::check`].
+    pub fn reset_counters(&self) -> Result<()> {
+        self.check()?;
+        Ok(self.host().reset_counters()?)
+    }
+
+    /// Looks at what must hold at the end of every test: no protocol violation counted by the host, no trouble on
+    /// the guest's console. Resets both, so that it can be called in between.
+    ///
+    /// # Errors
+    /// The violations or the lines of the console.
+    pub fn check(&self) -> Result<()> {
+        if self.host.is_some() {
+            let violations = self.host().violations()?;
+            if violations.count > 0 {
+                bail!("{} protocol violations: {}", violations.count, violations.texts.join("; "));
+            }
+        }
+        self.check_console()
+    }
+
+    /// The console's half of [`Vm::check`].
+    ///
+    /// # Errors
+    /// The lines.
+    pub fn check_console(&self) -> Result<()> {
+        let Some(console) = &self.console else { return Ok(()) };
+        let trouble = console.take_trouble();
+        if !trouble.is_empty() {
+            bail!("trouble in the guest's kernel: {}", trouble.join(" | "));
+        }
+        Ok(())
+    }
+
+    /// Waits for QEMU's end (interactive use).
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn wait_end(&self) -> Result<()> {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        child.wait().map(drop).context("wait for QEMU")
+    }
+
+    /// Adds the last lines of the console and the place of the logs to an error.
+    pub fn explain(&self, err: anyhow::Error) -> anyhow::Error {
+        let mut text = format!("{err:#}");
+        if let Some(console) = &self.console {
+            text.push_str("\nlast lines of the console:");
+            for line in console.tail(25) {
+                text.push_str("\n    ");
+                text.push_str(&line);
+            }
+        }
+        text.push_str(&format!("\nlogs: {}", self.logs.display()));
+        anyhow!(text)
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// Boots a guest with its console on this process's terminal, loads the drivers when told to, and waits for its end.
+/// The terminal is set back afterwards.
+///
+/// # Errors
+/// See [`Vm::boot`].
+pub fn interactive(env: &Env, config: VmConfig, load: bool) -> Result<()> {
+    let _terminal = Terminal::save();
+    let vm = Vm::boot(env, VmConfig { interactive: true, ..config })?;
+    if !vm.config.plain {
+        println!("\r\ncontrol socket: {}\r", vm.control().display());
+    }
+    println!("logs: {}\r\nleave with exit or poweroff\r", vm.logs.display());
+    if load {
+        if let Err(err) = vm.load_drivers() {
+            // The shell stays: this is where one wants to look around.
+            println!("loading the {} drivers: {err:#}\r", vm.config.drivers.name());
+        }
+    }
+    vm.wait_end()
+}
+
+/// Sets the terminal back to what it was: QEMU, killed or not, must not leave it in raw mode.
+struct Terminal(Option<String>);
+
+impl Terminal {
+    fn save() -> Self {
+        let out = Command::new("stty").arg("-g").stdin(Stdio::inherit()).stderr(Stdio::null()).output();
+        let state = out.ok().filter(|out| out.status.success());
+        Self(state.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned()))
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Some(state) = &self.0 {
+            let _ = Command::new("stty").arg(state).stdin(Stdio::inherit()).status();
+        }
+    }
+}
+
+/// The integration services that the host offers and `hv_utils` serves.
+pub const IC_DEVICES: [&str; 3] = ["heartbeat", "shutdown", "timesync"];
+
+/// Where the overlay puts the Rust modules.
+pub const RUST_MODULES: &str = "/lib/modules-rs";
+
+/// How far the guest's clock is off.
+#[derive(Debug, Clone, Copy)]
+pub struct ClockOffset {
+    /// Guest minus host, in milliseconds.
+    pub ms: f64,
+    /// The reading is exact to plus or minus this many milliseconds.
+    pub uncertainty_ms: f64,
+}
+
+/// This machine's clock since 1970.
+pub fn unix_now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// How a program ended, in words.
+pub fn describe(out: &Output) -> String {
+    let how = match (out.killed, out.rc, out.signal) {
+        (true, ..) => "time was up".to_owned(),
+        (_, Some(rc), _) => format!("status {rc}"),
+        (_, None, signal) => format!("signal {}", signal.unwrap_or_default()),
+    };
+    let text = [out.stderr.text(), out.stdout.text()].concat();
+    format!("{how}: {}", text.trim())
+}
+
+/// A socket that QEMU connects to when it starts.
+struct Listener {
+    path: PathBuf,
+    accepted: Receiver<std::io::Result<UnixStream>>,
+}
+
+impl Listener {
+    fn new(path: &Path) -> Result<Self> {
+        let listener = UnixListener::bind(path).with_context(|| path.display().to_string())?;
+        let (tx, accepted) = mpsc::channel();
+        thread::spawn(move || tx.send(listener.accept().map(|(stream, _)| stream)));
+        Ok(Self { path: path.to_owned(), accepted })
+    }
+
+    fn accept(self, child: &mut Child) -> Result<UnixStream> {
+        let end = Instant::now() + SOON;
+        loop {
+            // QEMU either connects within milliseconds or ends with a message; its end is no event of
+            // this channel, so it is looked at now and then.
+            match self.accepted.recv_timeout(Duration::from_millis(100)) {
+                Ok(stream) => return stream.context("accept"),
+                Err(_) => {
+                    if let Some(status) = child.try_wait()? {
+                        bail!("QEMU ended with {status}");
+                    }
+                    if Instant::now() > end {
+                        bail!("QEMU did not connect to {}", self.path.display());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Base archive and overlay, one after the other; the kernel unpacks both.
+fn write_initrd(env: &Env, config: &VmConfig, to: &Path) -> Result<()> {
+    let mut bytes = read(&env.base)?;
+    cpio::pad(&mut bytes);
+    let mut overlay = Archive::default();
+    overlay.file("/init", 0o755, &read(&env.agent)?);
+    for name in ["poweroff", "reboot", "halt"] {
+        overlay.link(&format!("/sbin/{name}"), "/init");
+    }
+    if config.drivers != Drivers::C || config.both_stacks || config.interactive {
+        overlay.dir(RUST_MODULES);
+        for item in fs::read_dir(&env.modules).with_context(|| env.modules.display().to_string())? {
+            let path = item?.path();
+            if path.extension().is_some_and(|ext| ext == "ko") {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                overlay.file(&format!("{RUST_MODULES}/{name}"), 0o644, &read(&path)?);
+            }
+        }
+    }
+    bytes.extend_from_slice(&overlay.finish());
+    fs::write(to, bytes).with_context(|| to.display().to_string())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| path.display().to_string())
+}
+
+/// A path as the value of a QEMU option, where a comma separates and is doubled to stand for itself.
+fn option(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Vec<String> {
+    let mut args: Vec<String> = Vec::new();
+    let mut add = |words: &[&str]| args.extend(words.iter().map(|&word| word.to_owned()));
+    let socket = |name: &str| format!("socket,id={name},path={}", option(&dir.join(format!("{name}.sock"))));
+    let kernel = config.kernel.as_ref().unwrap_or(&env.kernel);
+
+    let mut cmdline = vec!["console=ttyS0", "panic=0", "ignore_loglevel"];
+    if config.drivers != Drivers::C {
+        cmdline.push("initcall_blacklist=hv_acpi_init");
+    }
+    if config.interactive {
+        cmdline.push("hv.shell");
+    }
+    cmdline.extend(config.cmdline.iter().map(String::as_str));
+
+    add(&["-nodefaults", "-no-user-config", "-display", "none"]);
+    add(&["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]);
+    // As on a Hyper-V machine that does not offer hibernation (the default there).
+    if !config.s4 {
+        add(&["-global", "PIIX4_PM.disable_s4=1"]);
+    }
+    add(&["-smp", &config.smp.to_string(), "-m", &config.memory.to_string()]);
+    add(&["-kernel", &kernel.display().to_string()]);
+    add(&["-initrd", &dir.join("initrd").display().to_string()]);
+    add(&["-append", &cmdline.join(" ")]);
+    if config.interactive {
+        // Ctrl-C belongs to the guest.
+        let log = option(&logs.join("console.log"));
+        add(&["-chardev", &format!("stdio,id=console,signal=off,logfile={log}")]);
+    } else {
+        add(&["-chardev", &socket("console")]);
+        // A guest that powered off or died stays to be looked at; the harness ends QEMU.
+        add(&["-action", "shutdown=pause"]);
+    }
+    add(&["-serial", "chardev:console"]);
+    add(&["-chardev", &socket("agent"), "-serial", "chardev:agent"]);
+    add(&["-chardev", &socket("qmp"), "-mon", "chardev=qmp,mode=control"]);
+    for disk in &config.disks {
+        add(&["-drive", &format!("file={},if=virtio,format=raw", option(disk))]);
+    }
+    if config.network {
+        add(&["-nic", "user,model=virtio-net-pci"]);
+    }
+    if !config.plain {
+        add(&["-acpitable", &format!("file={}", option(&env.ssdt))]);
+        let mut plugin = format!(
+            "{},control={},log={}",
+            option(&env.plugin),
+            option(&dir.join("control.sock")),
+            option(&logs.join("host.log"))
+        );
+        if let Some(version) = &config.vmbus {
+            plugin.push_str(&format!(",vmbus={version}"));
+        }
+        if config.profile {
+            plugin.push_str(",profile=on");
+        }
+        add(&["-plugin", &plugin]);
+    }
+    args.extend(config.qemu_args.iter().cloned());
+    args
+}
+
+/// A command line that can be pasted into a shell.
+fn quote(args: &[String]) -> String {
+    let safe = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+".contains(c);
+    let one = |arg: &String| {
+        if !arg.is_empty() && arg.chars().all(safe) {
+            arg.clone()
+        } else {
+            format!("'{}'", arg.replace('\'', r"'\''"))
+        }
+    };
+    args.iter().map(one).collect::<Vec<_>>().join(" ")
+}

@@ -174,7 +174,7 @@ pub struct HeartbeatStatus {
     pub burst_left: u32,
     /// Framework and message version agreed, such as `3.0/3.0`.
     pub agreed: Option<String>,
-    /// From sending to the answer, newest beat, in µs of the host's clock.
+    /// From sending to the answer, newest beat, in µs of reference time.
     pub last_rtt_us: Option<u64>,
     /// The longest.
     pub max_rtt_us: Option<u64>,

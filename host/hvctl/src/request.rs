@@ -28,7 +28,7 @@ pub enum Command {
     ResetCounters,
     /// Answer: [`Violations`](crate::Violations).
     Violations,
-    /// Offers a device that was rescinded (under a new relid).
+    /// Offers a device that was rescinded; after the guest has released the old relid, if it has one.
     Offer {
         /// Name or instance GUID.
         device: String,
@@ -226,7 +226,7 @@ pub enum Fault {
     RefusePost {
         /// How many.
         count: u32,
-        /// For example 51 = HV_STATUS_INSUFFICIENT_BUFFERS.
+        /// For example 19 = HV_STATUS_INSUFFICIENT_BUFFERS.
         status: u16,
     },
     /// Refuses the next channel opens with this status.

@@ -4,8 +4,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
 
-use hv_partition::{HvStatus, HypercallSink, Machine, Partition, VpIndex};
+use hv_partition::{HypercallSink, Machine, Partition};
+use vmbus_proto::VmbusVersion;
+
+use crate::control::ControlServer;
+use crate::devices;
+use crate::engine::Engine;
+use crate::inbox::Inbox;
 
 /// Sets the level of the host's log (`error` … `trace`); an error is a sentence for the user.
 pub type LogLevelSetter = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
@@ -55,15 +63,12 @@ impl HostConfig {
     /// # Errors
     /// A sentence that lists the versions known.
     pub fn parse_version(text: &str) -> Result<u32, String> {
-        match text {
-            "4.0" => Ok(4 << 16),
-            "4.1" => Ok(4 << 16 | 1),
-            "5.0" => Ok(5 << 16),
-            "5.1" => Ok(5 << 16 | 1),
-            "5.2" => Ok(5 << 16 | 2),
-            "5.3" => Ok(5 << 16 | 3),
-            "6.0" => Ok(6 << 16),
-            _ => Err(format!("VMBus version {text:?} is not one of 4.0 4.1 5.0 5.1 5.2 5.3 6.0")),
+        match text.parse::<VmbusVersion>() {
+            Ok(version) if version.is_supported() => Ok(version.0),
+            _ => {
+                let known: Vec<String> = VmbusVersion::SUPPORTED.iter().map(ToString::to_string).collect();
+                Err(format!("VMBus version {text:?} is not one of {}", known.join(", ")))
+            }
         }
     }
 }
@@ -92,10 +97,10 @@ pub enum StartError {
 
 /// The running VMBus half. Dropping it ends its threads and removes the control socket.
 pub struct Host {
-    sink: Arc<Sink>,
+    inbox: Arc<Inbox>,
+    worker: Option<JoinHandle<()>>,
+    _control: Option<ControlServer>,
 }
-
-struct Sink;
 
 impl Host {
     /// Starts the threads. Guest memory is touched only after the guest made contact, so this may be called
@@ -109,27 +114,59 @@ impl Host {
         partition: Arc<dyn Partition>,
         machine: Arc<dyn Machine>,
     ) -> Result<Self, StartError> {
-        let _ = (config, partition, machine);
-        Ok(Self { sink: Arc::new(Sink) })
+        let devices = config.devices.iter().map(devices::make).collect::<Result<Vec<_>, _>>()?;
+        let inbox = Arc::new(Inbox::new());
+        let mut engine = Engine::new(
+            VmbusVersion(config.max_version),
+            partition,
+            machine,
+            inbox.clone(),
+            config.set_log_level,
+        );
+        devices.into_iter().for_each(|device| engine.add_device(device));
+        let control = match &config.control {
+            None => None,
+            Some(path) => Some(
+                ControlServer::start(path, inbox.clone())
+                    .map_err(|source| StartError::Control { path: path.clone(), source })?,
+            ),
+        };
+        let for_worker = inbox.clone();
+        let worker = std::thread::Builder::new()
+            .name("hv-vmbus".into())
+            .spawn(move || work(engine, &for_worker))
+            .map_err(StartError::Thread)?;
+        Ok(Self { inbox, worker: Some(worker), _control: control })
     }
 
     /// What the hypervisor half calls with the guest's messages and signals.
     pub fn sink(&self) -> Arc<dyn HypercallSink> {
-        self.sink.clone()
+        self.inbox.clone()
     }
 }
 
-/// TLFS 7.8.1: HV_STATUS_INVALID_CONNECTION_ID.
-const INVALID_CONNECTION_ID: HvStatus = 0x12;
-
-impl HypercallSink for Sink {
-    fn post_message(&self, _vp: VpIndex, _connection_id: u32, _msg_type: u32, _payload: &[u8]) -> HvStatus {
-        INVALID_CONNECTION_ID
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.inbox.stop();
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
     }
+}
 
-    fn signal_event(&self, _vp: VpIndex, _connection_id: u32, _flag: u16) -> HvStatus {
-        INVALID_CONNECTION_ID
+fn work(mut engine: Engine, inbox: &Inbox) {
+    loop {
+        let taken = inbox.take(engine.deadline(Instant::now()));
+        if taken.stop {
+            return;
+        }
+        let now = Instant::now();
+        for input in taken.inputs {
+            engine.input(input, now);
+        }
+        for (relid, count) in taken.signals {
+            engine.signal(relid, count, now);
+        }
+        engine.tick(now);
     }
-
-    fn reset(&self) {}
 }

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! What the integration services have in common: a message pipe, a version negotiation after each open, and
+//! requests that the guest answers.
+
+use hvctl::Event;
+use vmbus_proto::class;
+use vmbus_proto::ic::{self, negotiate, IcVersion, MessageType, Negotiated, Status};
+use vmbus_proto::msg::{OfferFlags, PipeMode, USER_DATA_SIZE};
+use vmbus_proto::Guid;
+
+use crate::channel::{Packet, SendError};
+use crate::device::{DeviceInfo, DeviceIo};
+
+/// `hyperv.h`, `VM_PKT_DATA_INBAND`.
+const DATA_INBAND: u16 = 6;
+
+/// A request that was answered.
+pub(super) struct Answer<'a> {
+    /// The id that [`Ic::request`] gave.
+    pub(super) id: u64,
+    pub(super) status: Status,
+    pub(super) body: &'a [u8],
+}
+
+/// What a packet brought.
+pub(super) enum Incoming<'a> {
+    /// Versions are agreed.
+    Negotiated,
+    /// A request was answered.
+    Answer(Answer<'a>),
+    /// Nothing to act on; a fault of the guest is recorded.
+    Nothing,
+}
+
+/// The common part of an integration service.
+pub(super) struct Ic {
+    name: &'static str,
+    class: Guid,
+    instance: Guid,
+    service: MessageType,
+    frameworks: Vec<IcVersion>,
+    versions: Vec<IcVersion>,
+    monitored: bool,
+    agreed: Option<Negotiated>,
+    /// The negotiation could not be sent yet.
+    propose_later: bool,
+    next_id: u64,
+}
+
+fn version(text: &str) -> Result<IcVersion, String> {
+    text.split_once('.')
+        .and_then(|(major, minor)| Some(IcVersion::new(major.parse().ok()?, minor.parse().ok()?)))
+        .ok_or_else(|| format!("{text:?} is not a version such as 3.0"))
+}
+
+/// Keeps the versions up to `max`; at least one must be left.
+fn up_to(list: &mut Vec<IcVersion>, max: &str) -> Result<(), String> {
+    let max = version(max)?;
+    list.retain(|v| *v <= max);
+    if list.is_empty() {
+        return Err(format!("no version up to {max} exists"));
+    }
+    Ok(())
+}
+
+impl Ic {
+    /// Arguments: `max=3.0` (newest version of the service), `framework=1.0` (newest framework version),
+    /// `monitor=on` (the guest signals by monitor page).
+    pub(super) fn new(
+        name: &'static str,
+        class: Guid,
+        instance: Guid,
+        service: MessageType,
+        versions: &[IcVersion],
+        args: &[(String, String)],
+    ) -> Result<Self, String> {
+        let mut ic = Self {
+            name,
+            class,
+            instance,
+            service,
+            frameworks: ic::FRAMEWORK_VERSIONS.to_vec(),
+            versions: versions.to_vec(),
+            monitored: false,
+            agreed: None,
+            propose_later: false,
+            next_id: 1,
+        };
+        for (key, value) in args {
+            match (key.as_str(), value.as_str()) {
+                ("max", v) => up_to(&mut ic.versions, v)?,
+                ("framework", v) => up_to(&mut ic.frameworks, v)?,
+                ("monitor", "on") => ic.monitored = true,
+                ("monitor", "off") => ic.monitored = false,
+                _ => return Err(format!("no argument {key}={value}; there are max, framework, monitor=on|off")),
+            }
+        }
+        Ok(ic)
+    }
+
+    pub(super) fn info(&self) -> DeviceInfo {
+        let mut user_data = [0; USER_DATA_SIZE];
+        user_data[..4].copy_from_slice(&PipeMode::MESSAGE.0.to_le_bytes());
+        DeviceInfo {
+            name: self.name.into(),
+            class: self.class,
+            instance: self.instance,
+            flags: OfferFlags::ENUMERATE_DEVICE_INTERFACE | OfferFlags::NAMED_PIPE_MODE,
+            user_data,
+            mmio_megabytes: 0,
+            monitored: self.monitored,
+            max_subchannels: 0,
+        }
+    }
+
+    pub(super) fn agreed(&self) -> Option<String> {
+        self.agreed.map(|n| format!("{}/{}", n.framework, n.message))
+    }
+
+    pub(super) fn negotiated(&self) -> Option<Negotiated> {
+        self.agreed
+    }
+
+    /// The channel was opened: the host speaks first.
+    pub(super) fn opened(&mut self, io: &mut DeviceIo<'_>) {
+        self.agreed = None;
+        self.propose_later = true;
+        self.poll(io);
+    }
+
+    pub(super) fn closed(&mut self) {
+        self.agreed = None;
+        self.propose_later = false;
+    }
+
+    /// The ring may have room again.
+    pub(super) fn poll(&mut self, io: &mut DeviceIo<'_>) {
+        if !std::mem::take(&mut self.propose_later) {
+            return;
+        }
+        let mut buf = [0; 512];
+        let sent = negotiate::propose(&mut buf, 0, &self.frameworks, &self.versions)
+            .map_err(|e| format!("{e:?}"))
+            .and_then(|n| io.send(0, DATA_INBAND, 0, 0, &buf[..n]).or_else(|e| self.retry(e)));
+        if let Err(e) = sent {
+            tracing::warn!("{}: negotiation: {e}", self.name);
+        }
+    }
+
+    fn retry(&mut self, e: SendError) -> Result<(), String> {
+        match e {
+            SendError::Full => {
+                self.propose_later = true;
+                Ok(())
+            }
+            other => Err(other.to_string()),
+        }
+    }
+
+    /// Sends a request of the service; its id.
+    ///
+    /// # Errors
+    /// [`SendError::Closed`] also when versions are not agreed yet.
+    pub(super) fn request(&mut self, io: &mut DeviceIo<'_>, body: &[u8]) -> Result<u64, SendError> {
+        let versions = self.agreed.ok_or(SendError::Closed)?;
+        let id = self.next_id;
+        let mut buf = [0; 4096];
+        let n = ic::write_request(&mut buf, versions, self.service, id as u8, body).map_err(|_| SendError::TooLarge)?;
+        io.send(0, DATA_INBAND, 0, id, &buf[..n])?;
+        self.next_id += 1;
+        Ok(id)
+    }
+
+    /// Checks a packet from the guest.
+    pub(super) fn packet<'a>(&mut self, io: &mut DeviceIo<'_>, packet: &Packet<'a>) -> Incoming<'a> {
+        if packet.packet_type != DATA_INBAND {
+            io.violation(format!("packet of type {}, expected in-band data", packet.packet_type));
+            return Incoming::Nothing;
+        }
+        let (header, body) = match ic::parse_response(packet.payload) {
+            Ok(parsed) => parsed,
+            Err(e) => {
+                io.violation(format!("answer of {} bytes: {e:?}", packet.payload.len()));
+                return Incoming::Nothing;
+            }
+        };
+        let message_type = header.message_type;
+        if message_type == MessageType::NEGOTIATE {
+            if self.agreed.is_some() {
+                io.violation("second answer to the version negotiation");
+                return Incoming::Nothing;
+            }
+            return match negotiate::parse_answer(packet.payload, &self.frameworks, &self.versions) {
+                Ok(agreed) => {
+                    self.agreed = Some(agreed);
+                    let text = self.agreed().unwrap_or_default();
+                    tracing::info!("{}: agreed on {text}", self.name);
+                    io.event(Event::Negotiated { device: self.name.into(), agreed: text });
+                    Incoming::Negotiated
+                }
+                // Nothing in common is a lawful answer: the service stays silent.
+                Err(ic::IcError::NoMessageVersion) => {
+                    tracing::warn!("{}: the guest speaks none of our versions", self.name);
+                    Incoming::Nothing
+                }
+                Err(e) => {
+                    io.violation(format!("answer to the version negotiation: {e:?}"));
+                    Incoming::Nothing
+                }
+            };
+        }
+        if message_type != self.service {
+            io.violation(format!("answer to a request of another service: {message_type:?}"));
+            return Incoming::Nothing;
+        }
+        if packet.transaction_id == 0 || packet.transaction_id >= self.next_id {
+            io.violation(format!("answer to request {} that was not made", packet.transaction_id));
+            return Incoming::Nothing;
+        }
+        if header.transaction_id != packet.transaction_id as u8 {
+            io.violation(format!("answer {} names transaction {}", packet.transaction_id, header.transaction_id));
+            return Incoming::Nothing;
+        }
+        Incoming::Answer(Answer { id: packet.transaction_id, status: header.status, body })
+    }
+}
+
+/// Instance GUIDs as Hyper-V has them (OpenVMM `hyperv_ic_protocol`; heartbeat: `lsvmbus -vv` of Hyper-V guests).
+pub(super) mod instance {
+    use super::Guid;
+
+    pub(crate) const HEARTBEAT: Guid =
+        Guid::new(0xfd14_9e91, 0x82e0, 0x4a7d, [0xaf, 0xa6, 0x2a, 0x41, 0x66, 0xcb, 0xd7, 0xc0]);
+    pub(crate) const SHUTDOWN: Guid =
+        Guid::new(0xb665_0ff7, 0x33bc, 0x4840, [0x80, 0x48, 0xe0, 0x67, 0x67, 0x86, 0xf3, 0x93]);
+    pub(crate) const TIMESYNC: Guid =
+        Guid::new(0x2dd1_ce17, 0x079e, 0x403c, [0xb3, 0x52, 0xa1, 0x92, 0x1e, 0xe2, 0x07, 0xee]);
+}
+
+/// Class GUIDs, for the models beside.
+pub(super) use class::{HEARTBEAT as CLASS_HEARTBEAT, SHUTDOWN as CLASS_SHUTDOWN, TIMESYNC as CLASS_TIMESYNC};

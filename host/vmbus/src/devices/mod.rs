@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! The device models, by name.
+
+mod heartbeat;
+mod ic;
+mod shutdown;
+mod timesync;
+
+#[cfg(test)]
+mod tests;
+
+use crate::device::Device;
+use crate::{DeviceConfig, StartError};
+
+/// Makes the device model that `config` names.
+///
+/// # Errors
+/// [`StartError::UnknownDevice`], [`StartError::DeviceArgument`].
+pub(crate) fn make(config: &DeviceConfig) -> Result<Box<dyn Device>, StartError> {
+    let bad = |text: String| StartError::DeviceArgument(config.name.clone(), text);
+    Ok(match config.name.as_str() {
+        "heartbeat" => Box::new(heartbeat::Heartbeat::new(&config.args).map_err(bad)?),
+        "shutdown" => Box::new(shutdown::Shutdown::new(&config.args).map_err(bad)?),
+        "timesync" => Box::new(timesync::Timesync::new(&config.args).map_err(bad)?),
+        _ => return Err(StartError::UnknownDevice(config.name.clone())),
+    })
+}

@@ -13,7 +13,7 @@
 //! | [`tlfs`] | the hypervisor interface: hypercalls, SynIC, MSRs, CPUID, monitor page |
 //! | [`msg`] | the VMBus channel messages |
 //! | [`gpadl`] | sending and reassembling GPADLs |
-//! | [`packet`], [`ring`] | ring packets and the ring algorithm, for both sides |
+//! | [`packet`], [`range`], [`ring`] | ring packets and the ring algorithm, for both sides |
 //! | [`connection`], [`channel`] | the client's state machines |
 //! | [`util`] | small decisions and tables shared by several modules |
 //! | [`ic`] | integration components: heartbeat, shutdown, timesync |
@@ -48,6 +48,9 @@ pub mod class;
 pub mod guid;
 pub mod ic;
 pub mod msg;
+pub mod packet;
+pub mod range;
+pub mod ring;
 pub mod tlfs;
 pub mod version;
 

@@ -174,7 +174,7 @@ open_enum! {
         /// The processor lacks a feature.
         PROCESSOR_FEATURE_NOT_SUPPORTED = 0x0020,
         /// The SynIC does not accept it (message page or SINT disabled).
-        INVALID_SYNIC_STATE = 0x0023,
+        INVALID_SYNIC_STATE = 0x0018,
         /// A register cannot have that value.
         INVALID_REGISTER_VALUE = 0x0050,
         /// Timed out.

@@ -319,3 +319,48 @@ pub enum RingField {
     /// `pending_send_sz`
     Pending,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The JSON is a contract with clients in other languages.
+    #[test]
+    fn requests_have_their_documented_json() {
+        let table = [
+            (r#"{"id":1,"cmd":"status"}"#, Command::Status),
+            (r#"{"id":1,"cmd":"power-off"}"#, Command::PowerOff),
+            (r#"{"id":1,"cmd":"rescind","device":"heartbeat"}"#, Command::Rescind { device: "heartbeat".into() }),
+            (
+                r#"{"id":1,"cmd":"wait","for":"channel-open","device":"shutdown","timeout_ms":5}"#,
+                Command::Wait { until: Until::ChannelOpen { device: "shutdown".into() }, timeout_ms: 5 },
+            ),
+            (
+                r#"{"id":1,"cmd":"heartbeat","burst":{"count":3,"every_ms":0}}"#,
+                Command::Heartbeat { interval_ms: None, burst: Some(Burst { count: 3, every_ms: 0 }) },
+            ),
+            (
+                r#"{"id":1,"cmd":"shutdown","kind":"hibernate"}"#,
+                Command::Shutdown { kind: ShutdownKind::Hibernate, force: false, reason: String::new(), wait_ms: None },
+            ),
+            (
+                r#"{"id":1,"cmd":"fault","fault":"post-message","hex":"01"}"#,
+                Command::Fault { fault: Fault::PostMessage { hex: "01".into(), msg_type: 1, vp: 0 } },
+            ),
+        ];
+        for (json, cmd) in table {
+            let request: Request = serde_json::from_str(json).unwrap_or_else(|e| panic!("{json}: {e}"));
+            assert_eq!(request, Request { id: 1, cmd }, "{json}");
+            let again = serde_json::to_string(&request).expect("serialises");
+            assert_eq!(serde_json::from_str::<Request>(&again).expect("reads its own"), request);
+        }
+    }
+
+    #[test]
+    fn nonsense_is_no_request() {
+        for json in ["", "1", "{}", r#"{"id":1}"#, r#"{"id":1,"cmd":"dance"}"#, r#"{"cmd":"status"}"#, r#"{"id":-1,"cmd":"status"}"#]
+        {
+            assert!(serde_json::from_str::<Request>(json).is_err(), "{json}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! Answers for people.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use hvctl::{ChannelInfo, Counters, Event, HeartbeatStatus, ShutdownReply, Status, TimesyncStatus, Violations};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::Cmd;
+
+/// Prints a line; a reader that has gone away ends the program quietly.
+pub(crate) fn line(text: &str) {
+    if writeln!(std::io::stdout(), "{text}").is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// How the answer to a command is shown.
+pub(crate) fn for_command(cmd: &Cmd) -> fn(&Value) -> String {
+    match cmd {
+        Cmd::Status => |v| typed(v, status),
+        Cmd::Channels => |v| typed(v, |list: Vec<ChannelInfo>| channels(&list)),
+        Cmd::Counters => |v| typed(v, counters),
+        Cmd::Violations => |v| typed(v, violations),
+        Cmd::Heartbeat { .. } => |v| typed(v, heartbeat),
+        Cmd::Timesync(_) => |v| typed(v, timesync),
+        Cmd::Shutdown { .. } => |v| typed(v, shutdown),
+        _ => plain,
+    }
+}
+
+fn plain(v: &Value) -> String {
+    match v {
+        Value::Null => String::new(),
+        other => serde_json::to_string_pretty(other).unwrap_or_default(),
+    }
+}
+
+/// Shows what this program knows the shape of, and else the JSON.
+fn typed<T: DeserializeOwned>(v: &Value, f: impl FnOnce(T) -> String) -> String {
+    serde_json::from_value(v.clone()).map_or_else(|_| plain(v), f)
+}
+
+fn status(s: Status) -> String {
+    let version = s.version.as_deref().unwrap_or("none");
+    let mut out = format!(
+        "VMBus       {:?}, version {version} (newest accepted: {})\n\
+         connects    {}   unloads {}   GPADLs {}   violations {}\n\
+         processors  {}   reference time {:.3} s",
+        s.state,
+        s.max_version,
+        s.connects,
+        s.unloads,
+        s.gpadls,
+        s.violations,
+        s.vp_count,
+        s.reference_time as f64 / 1e7
+    );
+    if let Value::Object(map) = &s.partition {
+        for (key, value) in map {
+            let _ = write!(out, "\n{key:<11} {value}");
+        }
+    }
+    out
+}
+
+fn channels(list: &[ChannelInfo]) -> String {
+    let mut out = format!(
+        "{:<12} {:>5} {:<10} {:>3} {:<9} {:>9} {:>9} {:>8} {:>8}  instance",
+        "device", "relid", "state", "vp", "agreed", "to guest", "to host", "intr", "signals"
+    );
+    for c in list {
+        let name = if c.subchannel == 0 { c.device.clone() } else { format!("{}.{}", c.device, c.subchannel) };
+        let number = |n: Option<u32>| n.map_or_else(|| "-".into(), |n| n.to_string());
+        let state = format!("{:?}", c.state).to_lowercase();
+        let _ = write!(
+            out,
+            "\n{name:<12} {:>5} {state:<10} {:>3} {:<9} {:>9} {:>9} {:>8} {:>8}  {}",
+            number(c.relid),
+            number(c.target_vp),
+            c.agreed.as_deref().unwrap_or("-"),
+            c.counters.packets_out,
+            c.counters.packets_in,
+            c.counters.interrupts,
+            c.counters.signals,
+            c.instance
+        );
+    }
+    out
+}
+
+fn counters(c: Counters) -> String {
+    let mut lines = Vec::new();
+    for (group, map) in [("host", &c.host), ("partition", &c.partition)] {
+        lines.extend(map.iter().filter(|(_, v)| **v > 0).map(|(k, v)| format!("{group:<10} {k:<40} {v:>12}")));
+    }
+    for (name, counters) in &c.channels {
+        if let Ok(Value::Object(map)) = serde_json::to_value(counters) {
+            lines.extend(
+                map.iter()
+                    .filter(|(_, v)| v.as_u64() != Some(0))
+                    .map(|(k, v)| format!("{name:<10} {k:<40} {v:>12}")),
+            );
+        }
+    }
+    lines.join("\n")
+}
+
+fn violations(v: Violations) -> String {
+    let mut out = format!("{} violations, {} unneeded signals", v.count, v.unneeded_signals);
+    for text in v.texts {
+        let _ = write!(out, "\n  {text}");
+    }
+    out
+}
+
+fn heartbeat(h: HeartbeatStatus) -> String {
+    let rtt = |us: Option<u64>| us.map_or_else(|| "-".into(), |us| format!("{us} µs"));
+    format!(
+        "versions {}   interval {} ms   sent {}   answered {}   missed {}\nanswer after {} (longest {})",
+        h.agreed.as_deref().unwrap_or("not agreed"),
+        h.interval_ms,
+        h.sent,
+        h.answered,
+        h.missed,
+        rtt(h.last_rtt_us),
+        rtt(h.max_rtt_us)
+    )
+}
+
+fn timesync(t: TimesyncStatus) -> String {
+    format!(
+        "versions {}   interval {} ms   sent {} ({} forced)   answered {}   stops seen {}   offset {} ms",
+        t.agreed.as_deref().unwrap_or("not agreed"),
+        t.interval_ms,
+        t.sent,
+        t.syncs,
+        t.answered,
+        t.stops_seen,
+        t.offset_ms
+    )
+}
+
+fn shutdown(r: ShutdownReply) -> String {
+    match r.status {
+        None => "request sent".into(),
+        Some(0) => "accepted by the guest".into(),
+        Some(status) => format!("refused by the guest with status {status:#010x}"),
+    }
+}
+
+/// One event.
+pub(crate) fn event(event: &Event) -> String {
+    let Ok(Value::Object(mut map)) = serde_json::to_value(event) else { return format!("{event:?}") };
+    let name = map.remove("event").and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    let mut out = format!("{name:<18}");
+    for (key, value) in map {
+        match value {
+            Value::String(text) => {
+                let _ = write!(out, " {key}={text}");
+            }
+            other => {
+                let _ = write!(out, " {key}={other}");
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! One virtual processor: its synthetic interrupt controller and timers (TLFS, "Virtual Interrupt Controller").
+//!
+//! Message slots and event flags lie in guest memory and are used by the guest while the host writes, so all accesses
+//! to slot headers and flags are atomic. Interrupts are returned to the caller and raised after the lock is dropped:
+//! raising one may need QEMU's lock, whose holder may be waiting for ours (reset).
+
+use std::collections::VecDeque;
+use std::sync::atomic::{fence, AtomicU64, Ordering};
+
+use hv_partition::{GuestRam, PostError, VpIndex};
+use parking_lot::Mutex;
+
+use crate::counters::{Counter, Counters};
+use crate::overlay::Overlay;
+use crate::stimer::{Expiry, Timer};
+use crate::tlfs::{self, bits, MESSAGE_PAYLOAD_MAX, MESSAGE_SIZE, SINT_COUNT, STIMER_COUNT};
+
+/// Messages that may wait per SINT; more are refused.
+pub(crate) const QUEUE_LIMIT: usize = 256;
+
+/// Offsets in HV_MESSAGE_HEADER (TLFS "SynIC Message Format"; Linux `struct hv_message_header`).
+const HEADER_SIZE: usize = 16;
+const FLAGS_OFFSET: u64 = 5;
+const FLAG_MESSAGE_PENDING: u8 = 1;
+
+/// A #GP(0) in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("general protection fault")]
+pub struct Fault;
+
+/// A message that waits for its slot.
+enum Queued {
+    Posted { kind: u32, payload: Vec<u8> },
+    /// Expiration of the timer of that index, due at that time.
+    Timer { index: u8, due: u64 },
+}
+
+struct State {
+    scontrol: u64,
+    simp_msr: u64,
+    simp: Overlay,
+    siefp_msr: u64,
+    siefp: Overlay,
+    assist_msr: u64,
+    assist: Overlay,
+    sints: [u64; SINT_COUNT],
+    queues: [VecDeque<Queued>; SINT_COUNT],
+    timers: [Timer; STIMER_COUNT],
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            scontrol: 0,
+            simp_msr: 0,
+            simp: Overlay::default(),
+            siefp_msr: 0,
+            siefp: Overlay::default(),
+            assist_msr: 0,
+            assist: Overlay::default(),
+            // TLFS: all SINTs are masked at VP creation.
+            sints: [bits::SINT_MASKED; SINT_COUNT],
+            queues: Default::default(),
+            timers: Default::default(),
+        }
+    }
+}
+
+/// Interrupt vectors to raise on the VP once no lock is held.
+pub(crate) type Vectors = Vec<u8>;
+
+/// Counts per VP.
+#[derive(Default)]
+pub(crate) struct VpCounters {
+    pub(crate) interrupts: Counter,
+    pub(crate) messages: Counter,
+    pub(crate) eom: Counter,
+    pub(crate) hypercalls: Counter,
+}
+
+pub(crate) struct Vp {
+    pub(crate) index: VpIndex,
+    state: Mutex<State>,
+    /// Reference time of the earliest timer, `u64::MAX` for none. Written under `state`.
+    next_due: AtomicU64,
+    pub(crate) counters: VpCounters,
+}
+
+impl Vp {
+    pub(crate) fn new(index: VpIndex) -> Self {
+        Self { index, state: Mutex::default(), next_due: AtomicU64::new(u64::MAX), counters: VpCounters::default() }
+    }
+
+    /// State as after power-on. RAM is left alone.
+    pub(crate) fn reset(&self) {
+        let mut state = self.state.lock();
+        state.simp.forget();
+        state.siefp.forget();
+        state.assist.forget();
+        *state = State::default();
+        self.next_due.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    /// Reference time at which the earliest timer is due.
+    pub(crate) fn next_due(&self) -> u64 {
+        // SeqCst: one side of the Dekker pattern with the timer thread's `armed`.
+        self.next_due.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn read_msr(&self, msr: u32) -> Result<u64, Fault> {
+        let state = self.state.lock();
+        Ok(match msr {
+            tlfs::msr::VP_ASSIST_PAGE => state.assist_msr,
+            tlfs::msr::SCONTROL => state.scontrol,
+            tlfs::msr::SVERSION => 1,
+            tlfs::msr::SIEFP => state.siefp_msr,
+            tlfs::msr::SIMP => state.simp_msr,
+            tlfs::msr::EOM => 0,
+            tlfs::msr::SINT0..=tlfs::msr::SINT15 => state.sints[(msr - tlfs::msr::SINT0) as usize],
+            tlfs::msr::STIMER0_CONFIG..=tlfs::msr::STIMER3_COUNT => {
+                let offset = msr - tlfs::msr::STIMER0_CONFIG;
+                let timer = &state.timers[(offset / 2) as usize];
+                if offset % 2 == 0 { timer.config() } else { timer.count() }
+            }
+            _ => return Err(Fault),
+        })
+    }
+
+    /// Writes one of the MSRs of this VP at reference time `now`; the interrupts that follow are returned.
+    pub(crate) fn write_msr(
+        &self,
+        msr: u32,
+        value: u64,
+        now: u64,
+        ram: &GuestRam,
+        counters: &Counters,
+    ) -> Result<Vectors, Fault> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let mut vectors = Vectors::new();
+        match msr {
+            tlfs::msr::VP_ASSIST_PAGE => {
+                place(&mut state.assist, value, ram)?;
+                state.assist_msr = value;
+            }
+            tlfs::msr::SCONTROL => state.scontrol = value,
+            tlfs::msr::SIEFP => {
+                place(&mut state.siefp, value, ram)?;
+                state.siefp_msr = value;
+            }
+            tlfs::msr::SIMP => {
+                place(&mut state.simp, value, ram)?;
+                state.simp_msr = value;
+            }
+            tlfs::msr::EOM => {
+                counters.eom.add();
+                self.counters.eom.add();
+            }
+            tlfs::msr::SINT0..=tlfs::msr::SINT15 => {
+                // TLFS: vectors 0..=15 are not valid for a SINT that may interrupt.
+                if value & bits::SINT_MASKED == 0 && (value & 0xff) < 16 {
+                    return Err(Fault);
+                }
+                state.sints[(msr - tlfs::msr::SINT0) as usize] = value;
+            }
+            tlfs::msr::STIMER0_CONFIG..=tlfs::msr::STIMER3_COUNT => {
+                let offset = msr - tlfs::msr::STIMER0_CONFIG;
+                let timer = &mut state.timers[(offset / 2) as usize];
+                if offset % 2 == 0 {
+                    timer.set_config(value, now);
+                } else {
+                    timer.set_count(value, now);
+                }
+                self.run_timers(state, now, ram, counters, &mut vectors);
+                return Ok(vectors);
+            }
+            _ => return Err(Fault),
+        }
+        // Whatever the write was, messages that wait may have become deliverable.
+        for sint in 0..SINT_COUNT {
+            self.deliver(state, sint, now, ram, counters, &mut vectors);
+        }
+        Ok(vectors)
+    }
+
+    /// Runs the timers at reference time `now`.
+    pub(crate) fn expire(&self, now: u64, ram: &GuestRam, counters: &Counters) -> Vectors {
+        let mut vectors = Vectors::new();
+        self.run_timers(&mut self.state.lock(), now, ram, counters, &mut vectors);
+        vectors
+    }
+
+    fn run_timers(&self, state: &mut State, now: u64, ram: &GuestRam, counters: &Counters, vectors: &mut Vectors) {
+        for index in 0..STIMER_COUNT {
+            while let Some(expiry) = state.timers[index].expire(now) {
+                counters.stimer_expirations.add();
+                match expiry {
+                    Expiry::Interrupt(vector) => {
+                        counters.stimer_interrupts.add();
+                        self.counters.interrupts.add();
+                        vectors.push(vector);
+                    }
+                    Expiry::Message { sint, due } => {
+                        let index = index as u8;
+                        let queue = &mut state.queues[usize::from(sint)];
+                        // A timer owns one message: an expiration while it waits is not queued again (TLFS, "Synthetic
+                        // Timer Expiration Messages").
+                        let waits = queue.iter().any(|m| matches!(m, Queued::Timer { index: i, .. } if *i == index));
+                        if !waits {
+                            queue.push_back(Queued::Timer { index, due });
+                            self.deliver(state, usize::from(sint), now, ram, counters, vectors);
+                        }
+                    }
+                }
+            }
+        }
+        let due = state.timers.iter().filter_map(Timer::due).min().unwrap_or(u64::MAX);
+        self.next_due.store(due, Ordering::SeqCst);
+    }
+
+    /// Queues a message and delivers it if its slot is free.
+    pub(crate) fn post(
+        &self,
+        sint: u8,
+        kind: u32,
+        payload: &[u8],
+        now: u64,
+        ram: &GuestRam,
+        counters: &Counters,
+    ) -> Result<Vectors, PostError> {
+        let mut vectors = Vectors::new();
+        let result = (|| {
+            if payload.len() > MESSAGE_PAYLOAD_MAX {
+                return Err(PostError::TooLong);
+            }
+            let mut state = self.state.lock();
+            if usize::from(sint) >= SINT_COUNT || !state.can_message(usize::from(sint)) {
+                return Err(PostError::NotEnabled);
+            }
+            if state.queues[usize::from(sint)].len() >= QUEUE_LIMIT {
+                return Err(PostError::QueueFull);
+            }
+            state.queues[usize::from(sint)].push_back(Queued::Posted { kind, payload: payload.to_vec() });
+            self.deliver(&mut state, usize::from(sint), now, ram, counters, &mut vectors);
+            Ok(())
+        })();
+        if result.is_err() {
+            counters.synic_messages_refused.add();
+        }
+        result.map(|()| vectors)
+    }
+
+    /// Moves the oldest waiting message of `sint` into the slot if that is free; otherwise sees to it that the guest
+    /// writes EOM when it frees the slot.
+    fn deliver(
+        &self,
+        state: &mut State,
+        sint: usize,
+        now: u64,
+        ram: &GuestRam,
+        counters: &Counters,
+        vectors: &mut Vectors,
+    ) {
+        if state.queues[sint].is_empty() || !state.can_message(sint) {
+            return;
+        }
+        let Some(simp) = state.simp.gpa() else { return };
+        let slot = simp + (sint * MESSAGE_SIZE) as u64;
+        let Ok(mut occupied) = ram.load_u32(slot, Ordering::SeqCst).map(|kind| kind != 0) else { return };
+        if occupied {
+            counters.synic_messages_waited.add();
+            // Dekker: we set "pending", then look at the slot; the guest clears the slot, then looks at "pending" (Linux
+            // vmbus_signal_eom). At least one of the two sees the other's write.
+            if ram.fetch_or_u8(slot + FLAGS_OFFSET, FLAG_MESSAGE_PENDING, Ordering::SeqCst).is_err() {
+                return;
+            }
+            fence(Ordering::SeqCst);
+            occupied = ram.load_u32(slot, Ordering::SeqCst).map_or(true, |kind| kind != 0);
+        }
+        if occupied {
+            return;
+        }
+        let Some(message) = state.queues[sint].pop_front() else { return };
+        let (kind, payload) = match message {
+            Queued::Posted { kind, payload } => (kind, payload),
+            Queued::Timer { index, due } => {
+                // HV_TIMER_MESSAGE_PAYLOAD: timer index, reserved, expiration time, delivery time.
+                let mut payload = Vec::with_capacity(24);
+                payload.extend_from_slice(&u32::from(index).to_le_bytes());
+                payload.extend_from_slice(&[0; 4]);
+                payload.extend_from_slice(&due.to_le_bytes());
+                payload.extend_from_slice(&now.to_le_bytes());
+                (tlfs::MESSAGE_TIMER_EXPIRED, payload)
+            }
+        };
+        let mut image = [0; MESSAGE_SIZE];
+        image[4] = payload.len() as u8;
+        image[FLAGS_OFFSET as usize] = if state.queues[sint].is_empty() { 0 } else { FLAG_MESSAGE_PENDING };
+        image[HEADER_SIZE..HEADER_SIZE + payload.len()].copy_from_slice(&payload);
+        // The type makes the message visible and comes last; Release pairs with the guest's read of the type. A free slot
+        // belongs to us, so that the plain write cannot meet the guest's.
+        if ram.write(slot + 4, &image[4..]).is_err() || ram.store_u32(slot, kind, Ordering::Release).is_err() {
+            return;
+        }
+        counters.synic_messages.add();
+        self.counters.messages.add();
+        self.interrupt(state.sints[sint], counters, vectors);
+    }
+
+    fn interrupt(&self, sint: u64, counters: &Counters, vectors: &mut Vectors) {
+        if sint & bits::SINT_POLLING == 0 {
+            counters.synic_interrupts.add();
+            self.counters.interrupts.add();
+            vectors.push(sint as u8);
+        }
+    }
+
+    /// Sets event flag `flag` of `sint`; returns whether it was clear, and the interrupts to raise.
+    pub(crate) fn signal(
+        &self,
+        sint: u8,
+        flag: u16,
+        ram: &GuestRam,
+        counters: &Counters,
+    ) -> Result<(bool, Vectors), PostError> {
+        let state = self.state.lock();
+        let sint = usize::from(sint);
+        if sint >= SINT_COUNT || flag >= tlfs::EVENT_FLAGS_COUNT || !state.is_open(sint) {
+            return Err(PostError::NotEnabled);
+        }
+        let siefp = state.siefp.gpa().ok_or(PostError::NotEnabled)?;
+        // HV_SYNIC_EVENT_FLAGS_PAGE: 16 areas of 2048 bits. 32-bit words, since guests use atomics of that size or larger
+        // on them and all sizes are coherent.
+        let word = siefp + (sint * tlfs::PAGE_SIZE / SINT_COUNT) as u64 + u64::from(flag / 32 * 4);
+        let bit = 1 << (flag % 32);
+        // SeqCst: what the flag announces is written before; the guest clears the flag before it looks.
+        let before = ram.fetch_or_u32(word, bit, Ordering::SeqCst).map_err(|_| PostError::NotEnabled)?;
+        let mut vectors = Vectors::new();
+        if before & bit != 0 {
+            counters.synic_events_merged.add();
+            return Ok((false, vectors));
+        }
+        counters.synic_events.add();
+        self.interrupt(state.sints[sint], counters, &mut vectors);
+        Ok((true, vectors))
+    }
+}
+
+impl State {
+    /// Whether the SynIC is on and the SINT takes deliveries from the hypervisor.
+    fn is_open(&self, sint: usize) -> bool {
+        self.scontrol & bits::ENABLE != 0 && self.sints[sint] & (bits::SINT_MASKED | bits::SINT_PROXY) == 0
+    }
+
+    fn can_message(&self, sint: usize) -> bool {
+        self.is_open(sint) && self.simp.gpa().is_some()
+    }
+}
+
+fn place(overlay: &mut Overlay, register: u64, ram: &GuestRam) -> Result<(), Fault> {
+    let gpa = (register & bits::ENABLE != 0).then_some(register & bits::GPA_MASK);
+    overlay.place(ram, gpa).map_err(|_| Fault)
+}
+
+#[cfg(test)]
+#[path = "vp_tests.rs"]
+mod tests;

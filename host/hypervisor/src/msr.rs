@@ -133,7 +133,6 @@ impl Shared {
                 self.registers.lock().crash_parameters[(number - msr::CRASH_P0) as usize] = value;
             }
             msr::CRASH_CTL => self.write_crash_control(vp, value),
-            // Clocks only stand for themselves while nothing is programmed: reading the time costs a lock in QEMU.
             _ => {
                 let timer = (msr::STIMER0_CONFIG..=msr::STIMER3_COUNT).contains(&number);
                 let vectors = state.write_msr(number, value, self.now(), &self.ram, &self.counters)?;

@@ -186,12 +186,12 @@ impl Vcpu {
         self.set(api, high, value >> 32);
     }
 
-    /// The architectural state (`CPUX86State`), which begins with the 16 general registers in their encoding order, followed by the
-    /// instruction pointer (`target/i386/cpu.h`). QEMU exports no function for it; it follows `CPUState` in the same allocation, and is
-    /// recognised by the register values.
+    /// The architectural state (`CPUX86State`), which begins with the general registers in their encoding order
+    /// (`target/i386/cpu.h`). QEMU exports no function for it; it follows `CPUState` in the same allocation, and is recognised
+    /// by the register values.
     fn env(&self, api: &Api) -> Option<*mut c_void> {
         use Reg::*;
-        let order = [Rax, Rcx, Rdx, Rbx, Rsp, Rbp, Rsi, Rdi, R8, R9, R10, R11, R12, R13, R14, R15, Rip];
+        let order = [Rax, Rcx, Rdx, Rbx, Rsp, Rbp, Rsi, Rdi, R8, R9, R10, R11, R12, R13, R14, R15];
         let values = order.map(|reg| self.get(api, reg));
         let matches = |offset: usize| {
             (0..values.len()).all(|i| {
@@ -268,13 +268,16 @@ unsafe extern "C" fn on_insn(index: c_uint, userdata: *mut c_void, return_addres
             if let Some(profile) = &plugin.profile {
                 profile.leave(index, site.slot, site.skipped);
             }
-            // SAFETY: as above; makes the instruction pointer current for the search.
+            // SAFETY: as above.
             unsafe { (api.cpu_restore_state)(vcpu.cpu, return_address) };
             if let Some(env) = vcpu.env(api) {
                 // SAFETY: `env` is this vCPU's state; raises the exception as QEMU's own RDMSR and WRMSR do, and does not return.
                 unsafe { (api.raise_exception_err_ra)(env, api::EXCP_GPF, 0, return_address) }
             }
             tracing::error!("cannot raise #GP: architectural state not found; the instruction is ignored");
+            let next = vcpu.get(api, Reg::Rip).wrapping_add(site.len.into());
+            // SAFETY: as for `Then::Skip`.
+            unsafe { (api.qemu_plugin_set_pc)(next) }
         }
     }
 }

@@ -17,7 +17,7 @@ use std::sync::{Arc, OnceLock};
 use api::{Api, Info, Notifier, Variables};
 use args::Args;
 use hv_hypervisor::{Config, Hypervisor, Profiler};
-use machine::QemuMachine;
+use machine::{QemuMachine, TscSample};
 use memory::CodePages;
 use hv_vmbus_host::HostConfig;
 use parking_lot::Mutex;
@@ -33,6 +33,8 @@ pub(crate) struct Plugin {
     variables: Variables,
     args: Args,
     vp_count: u32,
+    /// The TSC when the plugin was installed.
+    installed: TscSample,
     pub(crate) profile: Option<Arc<Profile>>,
     /// Made when the machine is complete.
     pub(crate) host: OnceLock<Host>,
@@ -79,6 +81,7 @@ unsafe fn install(id: u64, info: &Info, argc: c_int, argv: *mut *mut c_char) -> 
         .map(|i| unsafe { CStr::from_ptr(*argv.add(i)) }.to_str().map_err(|_| "arguments must be UTF-8".to_owned()))
         .collect::<Result<Vec<_>, _>>()?;
     let args = Args::parse(words)?;
+    let installed = TscSample::now();
     // SAFETY: a NUL-terminated string of QEMU's.
     let target = unsafe { CStr::from_ptr(info.target_name) };
     if !info.system_emulation || target.to_bytes() != b"x86_64" {
@@ -101,7 +104,7 @@ unsafe fn install(id: u64, info: &Info, argc: c_int, argv: *mut *mut c_char) -> 
     machine::mark_qemu_thread();
     let profile = args.profile.then(|| Arc::new(Profile::new(api, vp_count)));
     let profiling = profile.is_some();
-    if PLUGIN.set(Plugin { api, variables, args, vp_count, profile, host: OnceLock::new() }).is_err() {
+    if PLUGIN.set(Plugin { api, variables, args, vp_count, installed, profile, host: OnceLock::new() }).is_err() {
         return Err("loaded twice".to_owned());
     }
     let notifier = Box::leak(Box::new(Notifier {
@@ -175,7 +178,7 @@ unsafe extern "C" fn on_machine_done(_: *mut Notifier, _: *mut c_void) {
 }
 
 fn start(plugin: &'static Plugin) -> Result<Host, String> {
-    let machine = Arc::new(QemuMachine::new(plugin.api, plugin.variables, plugin.vp_count));
+    let machine = Arc::new(QemuMachine::new(plugin.api, plugin.variables, plugin.vp_count, plugin.installed));
     let (ram, code) = memory::map(plugin.api, plugin.variables)?;
     let profiler = plugin.profile.clone().map(|profile| profile as Arc<dyn Profiler>);
     let config = Config { machine: machine.clone(), processors: machine.clone(), vp_count: plugin.vp_count, ram, profiler };

@@ -17,15 +17,15 @@ const MSI_BASE: u64 = 0xfee0_0000;
 /// `MEMTXATTRS_UNSPECIFIED` would be bit 32; zero attributes are what a bus master without an id sends.
 const NO_ATTRIBUTES: u64 = 0;
 /// Shortest time over which the TSC is measured.
-const MEASURE: Duration = Duration::from_millis(100);
+const MEASURE: Duration = Duration::from_millis(50);
 
 /// QEMU as a machine.
 pub struct QemuMachine {
     api: Api,
     variables: Variables,
     apic_ids: Vec<u32>,
-    /// TSC and time at the start, from which the frequency is measured.
-    start: (u64, Instant),
+    /// From when on the frequency is measured.
+    start: TscSample,
     frequency: OnceLock<u64>,
 }
 
@@ -37,13 +37,13 @@ unsafe impl Sync for QemuMachine {}
 
 impl QemuMachine {
     /// Takes the machine as it is when its initialisation is done.
-    pub fn new(api: Api, variables: Variables, vp_count: u32) -> Self {
+    pub fn new(api: Api, variables: Variables, vp_count: u32, start: TscSample) -> Self {
         // SAFETY: the machine exists, and is an X86MachineState since the target is x86_64 and TCG's `microvm`, `pc` and `q35` are
         // all derived from it.
         let apic_ids = (0..vp_count)
             .map(|index| unsafe { (api.x86_cpu_apic_id_from_index)(*variables.current_machine, index) })
             .collect();
-        Self { api, variables, apic_ids, start: (host_tsc(), Instant::now()), frequency: OnceLock::new() }
+        Self { api, variables, apic_ids, start, frequency: OnceLock::new() }
     }
 
     /// Runs `f` on QEMU's main loop, soon.
@@ -60,6 +60,27 @@ impl QemuMachine {
 fn host_tsc() -> u64 {
     // SAFETY: RDTSC is available on every x86-64 processor and is not disabled for user space by Linux by default.
     unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// The TSC and the time at one moment.
+#[derive(Clone, Copy)]
+pub struct TscSample {
+    tsc: u64,
+    time: Instant,
+}
+
+impl TscSample {
+    /// The best of a few tries, since the thread may be preempted between the two readings.
+    pub fn now() -> Self {
+        let sample = || {
+            let before = host_tsc();
+            let time = Instant::now();
+            let after = host_tsc();
+            (after - before, Self { tsc: before + (after - before) / 2, time })
+        };
+        let (_, best) = (0..8).map(|_| sample()).min_by_key(|(width, _)| *width).unwrap_or_else(sample);
+        best
+    }
 }
 
 thread_local! {
@@ -135,14 +156,14 @@ impl Machine for QemuMachine {
 
     fn tsc_frequency(&self) -> u64 {
         *self.frequency.get_or_init(|| {
-            let (tsc, time) = self.start;
-            if let Some(rest) = MEASURE.checked_sub(time.elapsed()) {
+            if let Some(rest) = MEASURE.checked_sub(self.start.time.elapsed()) {
                 std::thread::sleep(rest);
             }
-            let elapsed = time.elapsed();
-            let ticks = host_tsc().wrapping_sub(tsc);
+            let end = TscSample::now();
+            let elapsed = end.time - self.start.time;
+            let ticks = end.tsc.wrapping_sub(self.start.tsc);
             let frequency = u128::from(ticks) * 1_000_000_000 / elapsed.as_nanos().max(1);
-            // Whole kHz: a measurement over a tenth of a second knows no more, and guests print it.
+            // Whole kHz: a measurement over so short a time knows no more, and guests print it.
             let frequency = (frequency as u64 + 500) / 1000 * 1000;
             tracing::info!(frequency, "TSC measured over {elapsed:?}");
             frequency

@@ -45,6 +45,7 @@ compile_error!("vmbus-proto supports little-endian machines only");
 mod macros;
 
 pub mod class;
+pub mod gpadl;
 pub mod guid;
 pub mod ic;
 pub mod msg;

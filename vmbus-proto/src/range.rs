@@ -83,7 +83,8 @@ impl GpaRangeHeader {
         self.byte_count as u64 | ((self.byte_offset as u64) << 32)
     }
 
-    fn check(&self) -> Result<(), RangeError> {
+    /// Whether the header can start a range.
+    pub(crate) fn check(&self) -> Result<(), RangeError> {
         if self.byte_count == 0 {
             return Err(RangeError::EmptyRange);
         }

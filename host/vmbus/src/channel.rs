@@ -5,8 +5,10 @@
 use hv_partition::{GuestRam, Partition, VpIndex};
 use hvctl::{ChannelCounters, RingField, RingSide};
 use vmbus_proto::msg::{Relid, VMBUS_SINT};
+use vmbus_proto::packet::{Packet, PacketFlags, PacketType, MAX_PACKET_SIZE};
+use vmbus_proto::ring::{Consumer, ControlWord, Producer, ReadError, RingMemory, WriteError};
 
-use crate::ring::{Descriptor, ReadError, RingIn, RingMem, RingOut};
+use crate::ring::RingPages;
 use crate::server::OpenParams;
 
 /// Why a packet was not sent.
@@ -26,44 +28,9 @@ pub enum SendError {
     Broken,
 }
 
-/// A packet from the guest.
-#[derive(Clone, Copy, Debug)]
-pub struct Packet<'a> {
-    /// Packet type of the descriptor (`hyperv.h`, `VM_PKT_*`).
-    pub packet_type: u16,
-    /// Flags; 1 asks for a completion.
-    pub flags: u16,
-    /// The guest's id for the packet.
-    pub transaction_id: u64,
-    /// What is between the 16 bytes of the descriptor and the payload (page lists).
-    pub header: &'a [u8],
-    /// Payload, padded to 8 bytes.
-    pub payload: &'a [u8],
-}
-
-/// A packet whose bytes are in a buffer beside.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PacketMeta {
-    descriptor: Descriptor,
-}
-
-impl PacketMeta {
-    pub(crate) fn packet<'a>(&self, buf: &'a [u8]) -> Packet<'a> {
-        let d = &self.descriptor;
-        let (header, payload) = buf.split_at_checked(d.header_len()).unwrap_or((buf, &[]));
-        Packet {
-            packet_type: d.packet_type,
-            flags: d.flags,
-            transaction_id: d.transaction_id,
-            header,
-            payload,
-        }
-    }
-}
-
 /// What a read of the ring brought.
-pub(crate) enum Received {
-    Packet(PacketMeta),
+pub(crate) enum Received<'b> {
+    Packet(Packet<'b>),
     Nothing,
     Broken(String),
 }
@@ -74,12 +41,12 @@ pub(crate) struct OpenChannel {
     event_flag: u16,
     target_vp: Option<VpIndex>,
     monitor_id: Option<u8>,
-    input: RingIn,
-    output: RingOut,
+    input: Consumer<RingPages>,
+    output: Producer<RingPages>,
     /// A ring was found in an impossible state.
     broken: bool,
-    /// A sender was told [`SendError::Full`].
-    wants_room: bool,
+    /// Space that a sender waits for, who was told [`SendError::Full`].
+    wanted: Option<u32>,
     /// Signals that the guest may rightly have sent and that did not arrive yet.
     signal_credit: u32,
     /// Signals of the present turn that no packet explained yet.
@@ -94,17 +61,17 @@ impl OpenChannel {
             .pfns
             .split_at_checked(params.ring_offset_pages as usize)
             .ok_or("ring offset beyond the GPADL")?;
-        let input = RingMem::new(ram.clone(), first).ok_or("guest-to-host ring too small")?;
-        let output = RingMem::new(ram, second).ok_or("host-to-guest ring too small")?;
+        let input = RingPages::new(ram.clone(), first).ok_or("guest-to-host ring has no data pages")?;
+        let output = RingPages::new(ram, second).ok_or("host-to-guest ring has no data pages")?;
         Ok(Self {
             relid: Relid(u32::from(params.event_flag)),
             event_flag: params.event_flag,
             target_vp: params.target_vp,
             monitor_id: params.monitor_id,
-            input: RingIn::new(input)?,
-            output: RingOut::new(output)?,
+            input: Consumer::attach(input).map_err(|e| format!("guest-to-host ring: {e}"))?,
+            output: Producer::attach(output).map_err(|e| format!("host-to-guest ring: {e}"))?,
             broken: false,
-            wants_room: false,
+            wanted: None,
             signal_credit: 0,
             unexplained: 0,
         })
@@ -152,7 +119,7 @@ impl Channel {
 
     /// Data bytes of both rings, guest to host first.
     pub(crate) fn ring_sizes(&self) -> Option<(u32, u32)> {
-        self.open.as_ref().map(|o| (o.input.data_len(), o.output.data_len()))
+        self.open.as_ref().map(|o| (o.input.size(), o.output.size()))
     }
 
     pub(crate) fn counters(&self) -> ChannelCounters {
@@ -183,113 +150,146 @@ impl Channel {
             open.signal_credit = 0;
         }
         if !open.broken {
-            open.input.mask(true);
-            open.input.begin();
+            open.input.mask();
         }
-        if open.wants_room && signals > 0 {
+        if open.wanted.is_some() && signals > 0 {
             // The guest signals room as well as packets.
             open.unexplained = open.unexplained.saturating_sub(1);
         }
     }
 
-    /// The next packet; its bytes after the descriptor are put in `buf`.
-    pub(crate) fn receive(&mut self, buf: &mut Vec<u8>) -> Received {
-        let Some(open) = &mut self.open else { return Received::Nothing };
-        if open.broken {
-            return Received::Nothing;
-        }
+    /// The next packet, copied to `buf`.
+    pub(crate) fn receive<'b>(&mut self, partition: &dyn Partition, buf: &'b mut Vec<u8>) -> Received<'b> {
+        let Some(open) = self.open.as_mut().filter(|o| !o.broken) else { return Received::Nothing };
         loop {
-            match open.input.read(buf) {
-                Ok(Some(descriptor)) => {
-                    self.counters.packets_in += 1;
-                    self.counters.bytes_in += u64::from(descriptor.len());
-                    open.unexplained = open.unexplained.saturating_sub(1);
-                    return Received::Packet(PacketMeta { descriptor });
-                }
-                Ok(None) => {
-                    // Unmask, then look again: what the guest wrote while masked it did not signal.
-                    open.input.mask(false);
-                    match open.input.is_empty() {
-                        Ok(true) => return Received::Nothing,
-                        Ok(false) => {
-                            // It may have been written just after the mask was cleared; then its signal is on
-                            // its way.
-                            open.signal_credit += 1;
-                            open.input.mask(true);
-                        }
-                        Err(e) => return self.broken(e),
+            match open.input.peek() {
+                Ok(incoming) => {
+                    let len = incoming.descriptor.packet_len() as usize;
+                    if buf.len() < len {
+                        buf.resize(len.next_power_of_two().min(MAX_PACKET_SIZE as usize), 0);
                     }
+                    break;
                 }
-                Err(e) => return self.broken(e),
+                Err(ReadError::Empty) => {
+                    let drained = open.input.finish();
+                    if drained.signal {
+                        signal(open, &mut self.counters, partition);
+                    }
+                    if !drained.more {
+                        return Received::Nothing;
+                    }
+                    // Written just before or just after the mask was cleared; if after, its signal is on its
+                    // way.
+                    open.signal_credit += 1;
+                    open.input.mask();
+                }
+                Err(e) => {
+                    open.broken = true;
+                    return Received::Broken(format!("guest-to-host ring: {e}"));
+                }
+            }
+        }
+        match open.input.read(buf) {
+            Ok(packet) => {
+                self.counters.packets_in += 1;
+                self.counters.bytes_in += u64::from(packet.descriptor.packet_len());
+                open.unexplained = open.unexplained.saturating_sub(1);
+                Received::Packet(packet)
+            }
+            // Looked at a moment ago, but the guest may have changed it since.
+            Err(e) => {
+                open.broken = true;
+                Received::Broken(format!("guest-to-host ring: {e}"))
             }
         }
     }
 
-    fn broken(&mut self, e: ReadError) -> Received {
-        if let Some(open) = &mut self.open {
-            open.broken = true;
+    /// Gives the room of the packets read back to the guest, in the middle of a turn.
+    pub(crate) fn pause_service(&mut self, partition: &dyn Partition) {
+        if let Some(open) = self.open.as_mut().filter(|o| !o.broken) {
+            if open.input.commit() {
+                signal(open, &mut self.counters, partition);
+            }
         }
-        Received::Broken(format!("guest-to-host ring: {e}"))
     }
 
-    /// Ends reading; whether a device that found the ring full may try again. The guest is signalled if it
-    /// waits for the room that was made.
-    pub(crate) fn end_service(&mut self, partition: &dyn Partition) -> bool {
+    /// Ends reading; whether a device that found the ring full may try again.
+    pub(crate) fn end_service(&mut self) -> bool {
         let Some(open) = &mut self.open else { return false };
         self.counters.unneeded_signals += u64::from(std::mem::take(&mut open.unexplained));
-        if open.broken {
-            return false;
+        let Some(wanted) = open.wanted.filter(|_| !open.broken) else { return false };
+        let room = open.output.free().is_ok_and(|free| free >= wanted);
+        if room {
+            open.wanted = None;
         }
-        if open.input.guest_waits_for_room() {
-            signal(open, &mut self.counters, partition);
-        }
-        let retry = open.wants_room && open.output.has_wanted_room();
-        if retry {
-            open.wants_room = false;
-        }
-        retry
+        room
     }
 
     /// Sends a packet and signals the guest if it wants that.
     pub(crate) fn send(
         &mut self,
         partition: &dyn Partition,
-        packet_type: u16,
-        flags: u16,
+        packet_type: PacketType,
+        flags: PacketFlags,
         transaction_id: u64,
         payload: &[u8],
     ) -> Result<(), SendError> {
-        let bytes = Descriptor::frame(packet_type, flags, transaction_id, payload).ok_or(SendError::TooLarge)?;
-        self.send_frame(partition, &bytes)
-    }
-
-    fn send_frame(&mut self, partition: &dyn Partition, bytes: &[u8]) -> Result<(), SendError> {
         let open = self.open.as_mut().ok_or(SendError::Closed)?;
         if open.broken {
             return Err(SendError::Broken);
         }
-        match open.output.write(bytes) {
-            Ok(wants_signal) => {
-                self.counters.packets_out += 1;
-                self.counters.bytes_out += bytes.len() as u64;
-                if wants_signal {
-                    signal(open, &mut self.counters, partition);
-                }
-                Ok(())
+        let sent = loop {
+            let written = open
+                .output
+                .begin(packet_type, flags, transaction_id, 0, payload.len())
+                .and_then(|mut packet| packet.put(payload).and_then(|()| packet.finish()));
+            match written {
+                // The guest may have made room meanwhile; then no signal will come.
+                Err(WriteError::Full { needed }) => match open.output.request_space(needed) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        open.wanted = Some(needed);
+                        return Err(SendError::Full);
+                    }
+                    Err(e) => break Err(e),
+                },
+                other => break other,
             }
-            Err(e) => {
-                open.wants_room |= e == SendError::Full;
-                open.broken |= e == SendError::Broken;
-                Err(e)
+        };
+        match sent {
+            Ok(()) => {}
+            Err(WriteError::Corrupt(_)) => {
+                open.broken = true;
+                return Err(SendError::Broken);
             }
+            Err(WriteError::Full { .. }) => return Err(SendError::Full),
+            Err(WriteError::TooLarge | WriteError::WrongLength) => return Err(SendError::TooLarge),
         }
+        open.wanted = None;
+        self.counters.packets_out += 1;
+        self.counters.bytes_out += (payload.len() as u64 + 16).next_multiple_of(8);
+        if open.output.commit() {
+            signal(open, &mut self.counters, partition);
+        }
+        Ok(())
     }
 
-    /// Fault injection: bytes as they are, in place of a packet.
+    /// Fault injection: bytes as they are, in place of a packet. What the host sends later on this channel
+    /// overwrites them.
     pub(crate) fn send_raw(&mut self, partition: &dyn Partition, bytes: &[u8]) -> Result<(), String> {
+        let open = self.open.as_mut().ok_or("channel is not open")?;
+        let free = open.output.free().map_err(|e| e.to_string())?;
         let mut bytes = bytes.to_vec();
         bytes.resize(bytes.len().next_multiple_of(8), 0);
-        self.send_frame(partition, &bytes).map_err(|e| e.to_string())
+        if bytes.len() > free as usize {
+            return Err("ring is full".into());
+        }
+        let at = open.output.write_index();
+        let memory = open.output.memory();
+        memory.write(at, &bytes);
+        memory.store_and_fence(ControlWord::WriteIndex, (at + bytes.len() as u32) % memory.data_size());
+        signal(open, &mut self.counters, partition);
+        Ok(())
     }
 
     /// Fault injection: overwrites a word of a ring's control page, and signals.
@@ -301,10 +301,17 @@ impl Channel {
         value: u32,
     ) -> Result<(), String> {
         let open = self.open.as_mut().ok_or("channel is not open")?;
-        match side {
-            RingSide::GuestToHost => open.input.corrupt(field, value),
-            RingSide::HostToGuest => open.output.corrupt(field, value),
-        }
+        let word = match field {
+            RingField::Write => ControlWord::WriteIndex,
+            RingField::Read => ControlWord::ReadIndex,
+            RingField::Mask => ControlWord::InterruptMask,
+            RingField::Pending => ControlWord::PendingSendSize,
+        };
+        let memory = match side {
+            RingSide::GuestToHost => open.input.memory(),
+            RingSide::HostToGuest => open.output.memory(),
+        };
+        memory.store_and_fence(word, value);
         signal(open, &mut self.counters, partition);
         Ok(())
     }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use hv_partition::{GuestRam, Partition};
 use hvctl::{Command, Event};
 use vmbus_proto::msg::{OfferFlags, USER_DATA_SIZE};
+use vmbus_proto::packet::{Packet, PacketFlags, PacketType};
 use vmbus_proto::Guid;
 
-use crate::channel::{Channel, Packet, SendError};
+use crate::channel::{Channel, SendError};
 use crate::inbox::{Inbox, Input};
 use crate::server::OfferId;
 
@@ -73,7 +74,7 @@ pub trait Device: Send {
     /// The channel is closed, by the guest, a rescind or a reset.
     fn closed(&mut self, io: &mut DeviceIo<'_>, index: u16);
 
-    /// A packet came. `payload` is what follows the descriptor.
+    /// A packet came, a private copy.
     fn packet(&mut self, io: &mut DeviceIo<'_>, index: u16, packet: &Packet<'_>);
 
     /// [`Device::deadline`] is over, a [`Waker`] was used, or a full ring has room again.
@@ -179,8 +180,8 @@ impl DeviceIo<'_> {
     pub fn send(
         &mut self,
         index: u16,
-        packet_type: u16,
-        flags: u16,
+        packet_type: PacketType,
+        flags: PacketFlags,
         transaction_id: u64,
         payload: &[u8],
     ) -> Result<(), SendError> {

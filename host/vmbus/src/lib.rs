@@ -22,5 +22,5 @@ mod inbox;
 mod ring;
 pub mod server;
 
-pub use channel::{Packet, SendError};
+pub use channel::SendError;
 pub use host::{DeviceConfig, Host, HostConfig, LogLevelSetter, StartError};

@@ -5,10 +5,11 @@
 use hvctl::{Burst, Command, HeartbeatStatus};
 use vmbus_proto::ic::heartbeat::{check_answer, HeartbeatMessage, VERSIONS};
 use vmbus_proto::ic::MessageType;
+use vmbus_proto::packet::Packet;
 use zerocopy::IntoBytes;
 
 use super::ic::{self, Ic, Incoming};
-use crate::channel::{Packet, SendError};
+use crate::channel::SendError;
 use crate::device::{Control, Device, DeviceInfo, DeviceIo, RefTime, TICKS_PER_MS};
 
 /// Hyper-V's interval (`hv_util.c`, above `heartbeat_onchannelcallback`).

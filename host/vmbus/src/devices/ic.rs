@@ -7,13 +7,11 @@ use hvctl::Event;
 use vmbus_proto::class;
 use vmbus_proto::ic::{self, negotiate, IcVersion, MessageType, Negotiated, Status};
 use vmbus_proto::msg::{OfferFlags, PipeMode, USER_DATA_SIZE};
+use vmbus_proto::packet::{Packet, PacketFlags, PacketKind, PacketType};
 use vmbus_proto::Guid;
 
-use crate::channel::{Packet, SendError};
+use crate::channel::SendError;
 use crate::device::{DeviceInfo, DeviceIo};
-
-/// `hyperv.h`, `VM_PKT_DATA_INBAND`.
-const DATA_INBAND: u16 = 6;
 
 /// A request that was answered.
 pub(super) struct Answer<'a> {
@@ -142,7 +140,7 @@ impl Ic {
         let mut buf = [0; 512];
         let sent = negotiate::propose(&mut buf, 0, &self.frameworks, &self.versions)
             .map_err(|e| format!("{e:?}"))
-            .and_then(|n| io.send(0, DATA_INBAND, 0, 0, &buf[..n]).or_else(|e| self.retry(e)));
+            .and_then(|n| io.send(0, PacketType::DATA_INBAND, PacketFlags::empty(), 0, &buf[..n]).or_else(|e| self.retry(e)));
         if let Err(e) = sent {
             tracing::warn!("{}: negotiation: {e}", self.name);
         }
@@ -167,15 +165,15 @@ impl Ic {
         let id = self.next_id;
         let mut buf = [0; 4096];
         let n = ic::write_request(&mut buf, versions, self.service, id as u8, body).map_err(|_| SendError::TooLarge)?;
-        io.send(0, DATA_INBAND, 0, id, &buf[..n])?;
+        io.send(0, PacketType::DATA_INBAND, PacketFlags::empty(), id, &buf[..n])?;
         self.next_id += 1;
         Ok(id)
     }
 
     /// Checks a packet from the guest.
     pub(super) fn packet<'a>(&mut self, io: &mut DeviceIo<'_>, packet: &Packet<'a>) -> Incoming<'a> {
-        if packet.packet_type != DATA_INBAND {
-            io.violation(format!("packet of type {}, expected in-band data", packet.packet_type));
+        if packet.kind != PacketKind::InBand {
+            io.violation(format!("packet of type {:?}, expected in-band data", packet.descriptor.packet_type));
             return Incoming::Nothing;
         }
         let (header, body) = match ic::parse_response(packet.payload) {
@@ -214,15 +212,15 @@ impl Ic {
             io.violation(format!("answer to a request of another service: {message_type:?}"));
             return Incoming::Nothing;
         }
-        if packet.transaction_id == 0 || packet.transaction_id >= self.next_id {
-            io.violation(format!("answer to request {} that was not made", packet.transaction_id));
+        if packet.transaction_id() == 0 || packet.transaction_id() >= self.next_id {
+            io.violation(format!("answer to request {} that was not made", packet.transaction_id()));
             return Incoming::Nothing;
         }
-        if header.transaction_id != packet.transaction_id as u8 {
-            io.violation(format!("answer {} names transaction {}", packet.transaction_id, header.transaction_id));
+        if header.transaction_id != packet.transaction_id() as u8 {
+            io.violation(format!("answer {} names transaction {}", packet.transaction_id(), header.transaction_id));
             return Incoming::Nothing;
         }
-        Incoming::Answer(Answer { id: packet.transaction_id, status: header.status, body })
+        Incoming::Answer(Answer { id: packet.transaction_id(), status: header.status, body })
     }
 }
 

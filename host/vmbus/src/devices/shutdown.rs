@@ -5,10 +5,10 @@
 use hvctl::{Command, Event, ShutdownKind, ShutdownReply};
 use vmbus_proto::ic::shutdown::{ShutdownFlags, ShutdownMessage, VERSIONS, VERSION_3_2};
 use vmbus_proto::ic::MessageType;
+use vmbus_proto::packet::Packet;
 use zerocopy::IntoBytes;
 
 use super::ic::{self, Ic, Incoming};
-use crate::channel::Packet;
 use crate::device::{Control, Device, DeviceInfo, DeviceIo, RefTime};
 
 /// Seconds that the guest is given; Hyper-V's integration service sends 120.

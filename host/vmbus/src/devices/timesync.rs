@@ -5,10 +5,11 @@
 use hvctl::{Command, SampleKind, TimesyncStatus};
 use vmbus_proto::ic::timesync::{HostTime, SampleFlags, SampleV1, SampleV4, VERSIONS, VERSION_4_0};
 use vmbus_proto::ic::MessageType;
+use vmbus_proto::packet::Packet;
 use zerocopy::IntoBytes;
 
 use super::ic::{self, Ic, Incoming};
-use crate::channel::{Packet, SendError};
+use crate::channel::SendError;
 use crate::device::{Control, Device, DeviceInfo, DeviceIo, RefTime, TICKS_PER_MS};
 
 /// Hyper-V's interval (OpenVMM `timesync.rs`).

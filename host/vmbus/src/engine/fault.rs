@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use hv_partition::VpIndex;
 use hvctl::Fault;
 use vmbus_proto::msg::{Status, MAX_MESSAGE_SIZE, VMBUS_SINT};
+use vmbus_proto::packet::{PacketFlags, PacketType};
 
 use super::Engine;
 use crate::server::OfferId;
@@ -84,7 +85,13 @@ impl Engine {
             Fault::SendPacket { device, packet_type, flags, transaction_id, hex } => {
                 let id = self.primary(device)?;
                 self.channels[id.0]
-                    .send(&*self.partition, *packet_type, *flags, *transaction_id, &bytes(hex)?)
+                    .send(
+                        &*self.partition,
+                        PacketType(*packet_type),
+                        PacketFlags::from_bits_retain(*flags),
+                        *transaction_id,
+                        &bytes(hex)?,
+                    )
                     .map_err(|e| e.to_string())?;
             }
             Fault::SendRaw { device, hex } => {

@@ -90,6 +90,7 @@ pub(crate) struct Engine {
     crashed: bool,
     set_log_level: Option<LogLevelSetter>,
     monitor_next: Option<Instant>,
+    packet_buf: Vec<u8>,
 }
 
 struct Watcher {
@@ -130,6 +131,7 @@ impl Engine {
             crashed: false,
             set_log_level,
             monitor_next: None,
+            packet_buf: Vec::new(),
         }
     }
 
@@ -332,28 +334,34 @@ impl Engine {
         if self.faults.stalled.contains(&id) {
             return;
         }
-        let mut buf = Vec::new();
+        let partition = self.partition.clone();
+        let mut buf = std::mem::take(&mut self.packet_buf);
         self.channels[id.0].begin_service(signals);
-        for turn in 0.. {
+        let mut turn = 0;
+        let finished = loop {
             if turn == PACKETS_PER_TURN {
-                self.backlog.push(id);
-                return;
+                break false;
             }
-            match self.channels[id.0].receive(&mut buf) {
-                Received::Packet(meta) => {
-                    self.with_device(device, |device, io| device.packet(io, index, &meta.packet(&buf)));
-                    // The packet may have closed the channel (a fault, a rescind).
+            turn += 1;
+            match self.channels[id.0].receive(&*partition, &mut buf) {
+                Received::Packet(packet) => {
+                    self.with_device(device, |device, io| device.packet(io, index, &packet));
+                    // The packet may have led to the channel's end.
                     self.run_actions();
                 }
-                Received::Nothing => break,
+                Received::Nothing => break true,
                 Received::Broken(text) => {
                     let name = &self.devices[device].info.name;
                     self.server.violation(format!("{name}: {text}"));
-                    break;
+                    break true;
                 }
             }
-        }
-        if self.channels[id.0].end_service(&*self.partition) {
+        };
+        self.packet_buf = buf;
+        if !finished {
+            self.channels[id.0].pause_service(&*partition);
+            self.backlog.push(id);
+        } else if self.channels[id.0].end_service() {
             // The guest made room that a device waits for.
             self.poll_device(device);
         }

@@ -8,7 +8,6 @@ struct Utils;
 
 impl kernel::Module for Utils {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        pr_info!("hello {}\n", hv_vmbus::hello());
         Ok(Utils)
     }
 }

@@ -1,2 +1,273 @@
 // SPDX-License-Identifier: GPL-2.0
-#include <linux/types.h>
+/*
+ * What Rust cannot call: inline functions, macros, per-CPU data and functions with a variable number of arguments.
+ * Nothing is decided here.
+ */
+#include <linux/acpi.h>
+#include <linux/atomic.h>
+#include <linux/cpu.h>
+#include <linux/cpumask.h>
+#include <linux/device.h>
+#include <linux/dma-map-ops.h>
+#include <linux/dma-mapping.h>
+#include <linux/interrupt.h>
+#include <linux/io.h>
+#include <linux/ioport.h>
+#include <linux/kobject.h>
+#include <linux/mm.h>
+#include <linux/panic_notifier.h>
+#include <linux/platform_device.h>
+#include <linux/sched/isolation.h>
+#include <linux/spinlock.h>
+#include <linux/sysfs.h>
+#include <linux/topology.h>
+#include <linux/vmalloc.h>
+#include <asm/hypervisor.h>
+#include <asm/irq_vectors.h>
+#include <asm/mshyperv.h>
+
+/* Kept the same by hand in ffi.rs. */
+struct hv_rs_features {
+	bool hyperv;
+	bool root_partition;
+	bool nested;
+	bool isolated;
+	bool auto_eoi;
+	u8 callback_vector;
+	u8 vtl;
+};
+
+/*
+ * The C driver, where it is built in or loaded. Weak, so that this module loads into a kernel without it, too.
+ */
+bool hv_vmbus_exists(void) __weak;
+
+bool hv_rs_c_bus_exists(void)
+{
+	return hv_vmbus_exists && hv_vmbus_exists();
+}
+
+/* Locks */
+
+void hv_rs_lock_init(raw_spinlock_t *lock, const char *name, struct lock_class_key *key)
+{
+#ifdef CONFIG_DEBUG_SPINLOCK
+	__raw_spin_lock_init(lock, name, key, LD_WAIT_SPIN);
+#else
+	*lock = __RAW_SPIN_LOCK_UNLOCKED(name);
+#endif
+}
+
+unsigned long hv_rs_lock(raw_spinlock_t *lock)
+{
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(lock, flags);
+	return flags;
+}
+
+void hv_rs_unlock(raw_spinlock_t *lock, unsigned long flags)
+{
+	raw_spin_unlock_irqrestore(lock, flags);
+}
+
+/* Hypervisor */
+
+void hv_rs_features(struct hv_rs_features *f)
+{
+	f->hyperv = hypervisor_is_type(X86_HYPER_MS_HYPERV) && hv_is_hyperv_initialized();
+	f->root_partition = hv_root_partition();
+	f->nested = hv_nested;
+	f->isolated = hv_is_isolation_supported() || ms_hyperv.paravisor_present;
+	f->auto_eoi = hv_recommend_using_aeoi();
+	f->callback_vector = HYPERVISOR_CALLBACK_VECTOR;
+	f->vtl = ms_hyperv.vtl;
+}
+
+bool hv_rs_hibernation_supported(void)
+{
+	return hv_is_hibernation_supported();
+}
+
+u32 hv_rs_vp_index(unsigned int cpu)
+{
+	return hv_cpu_number_to_vp_number(cpu);
+}
+
+/*
+ * A hypercall with @len bytes of input and no output. The input page belongs to the CPU, so interrupts are off while it
+ * is in use. Returns the status.
+ */
+u16 hv_rs_hypercall(u16 code, const void *input, size_t len)
+{
+	unsigned long flags;
+	void *page;
+	u64 status;
+
+	local_irq_save(flags);
+	page = *this_cpu_ptr(hyperv_pcpu_input_arg);
+	memcpy(page, input, min_t(size_t, len, HV_HYP_PAGE_SIZE));
+	status = hv_do_hypercall(code | (hv_nested ? HV_HYPERCALL_NESTED : 0), page, NULL);
+	local_irq_restore(flags);
+	return hv_result(status);
+}
+
+/* A hypercall whose 8 bytes of input go in a register. */
+u16 hv_rs_fast_hypercall(u16 code, u64 input)
+{
+	u64 control = code | HV_HYPERCALL_FAST_BIT | (hv_nested ? HV_HYPERCALL_NESTED : 0);
+
+	return hv_result(_hv_do_fast_hypercall8(control, input));
+}
+
+/* Tasklets */
+
+void hv_rs_tasklet_schedule(struct tasklet_struct *t)
+{
+	tasklet_schedule(t);
+}
+
+/* CPUs */
+
+unsigned int hv_rs_this_cpu(void)
+{
+	return raw_smp_processor_id();
+}
+
+unsigned int hv_rs_nr_cpu_ids(void)
+{
+	return nr_cpu_ids;
+}
+
+/* Whether channels may interrupt @cpu: not when it was isolated from managed interrupts. */
+bool hv_rs_cpu_usable(unsigned int cpu)
+{
+	return cpu < nr_cpu_ids && cpu_online(cpu) && cpumask_test_cpu(cpu, housekeeping_cpumask(HK_TYPE_MANAGED_IRQ));
+}
+
+int hv_rs_cpu_to_node(unsigned int cpu)
+{
+	return cpu_to_node(cpu);
+}
+
+/* Memory */
+
+/* @order pages near @node, zeroed; NULL when there are none. */
+struct page *hv_rs_alloc_pages(int node, unsigned int order, bool quiet)
+{
+	gfp_t gfp = GFP_KERNEL | __GFP_ZERO | (quiet ? __GFP_NOWARN | __GFP_NORETRY : 0);
+
+	return alloc_pages_node(node, gfp, order);
+}
+
+void hv_rs_split_page(struct page *page, unsigned int order)
+{
+	split_page(page, order);
+}
+
+void hv_rs_free_page(struct page *page)
+{
+	__free_page(page);
+}
+
+u64 hv_rs_page_pfn(struct page *page)
+{
+	return page_to_pfn(page);
+}
+
+void *hv_rs_page_address(struct page *page)
+{
+	return page_address(page);
+}
+
+void *hv_rs_vmap(struct page **pages, unsigned int count)
+{
+	return vmap(pages, count, VM_MAP, PAGE_KERNEL);
+}
+
+void hv_rs_vunmap(void *address)
+{
+	vunmap(address);
+}
+
+/* Device model */
+
+void hv_rs_dma_setup(struct device *dev, struct device_dma_parameters *parms, u64 *mask)
+{
+	dev->dma_parms = parms;
+	dev->dma_mask = mask;
+	dma_set_mask(dev, DMA_BIT_MASK(64));
+	dma_set_coherent_mask(dev, DMA_BIT_MASK(64));
+}
+
+int hv_rs_dev_set_name(struct device *dev, const u8 *guid)
+{
+	return dev_set_name(dev, "%pUl", guid);
+}
+
+int hv_rs_uevent_modalias(struct kobj_uevent_env *env, const u8 *guid)
+{
+	return add_uevent_var(env, "MODALIAS=vmbus:%*phN", 16, guid);
+}
+
+int hv_rs_match_driver_override(struct device *dev, const struct device_driver *drv)
+{
+	return device_match_driver_override(dev, drv);
+}
+
+/* Panic */
+
+int hv_rs_panic_register(struct notifier_block *nb)
+{
+	return atomic_notifier_chain_register(&panic_notifier_list, nb);
+}
+
+void hv_rs_panic_unregister(struct notifier_block *nb)
+{
+	atomic_notifier_chain_unregister(&panic_notifier_list, nb);
+}
+
+/* ACPI */
+
+struct device *hv_rs_acpi_companion_dev(struct platform_device *pdev)
+{
+	struct acpi_device *adev = ACPI_COMPANION(&pdev->dev);
+
+	return adev ? &adev->dev : NULL;
+}
+
+struct hv_rs_walk {
+	void (*range)(void *ctx, u64 start, u64 end);
+	void *ctx;
+};
+
+static acpi_status hv_rs_walk_one(struct acpi_resource *res, void *data)
+{
+	struct hv_rs_walk *w = data;
+
+	if (res->type == ACPI_RESOURCE_TYPE_ADDRESS32)
+		w->range(w->ctx, res->data.address32.address.minimum, res->data.address32.address.maximum);
+	else if (res->type == ACPI_RESOURCE_TYPE_ADDRESS64)
+		w->range(w->ctx, res->data.address64.address.minimum, res->data.address64.address.maximum);
+	return AE_OK;
+}
+
+/*
+ * Calls @range for each address window in the _CRS of the device and, until one has some, of its ancestors.
+ * @found tells whether the last node visited had any.
+ */
+int hv_rs_walk_windows(struct platform_device *pdev, void (*range)(void *ctx, u64 start, u64 end), void *ctx,
+		       bool (*found)(void *ctx))
+{
+	struct hv_rs_walk w = { .range = range, .ctx = ctx };
+	struct acpi_device *adev = ACPI_COMPANION(&pdev->dev);
+
+	if (!adev)
+		return -ENODEV;
+	if (ACPI_FAILURE(acpi_walk_resources(adev->handle, METHOD_NAME__CRS, hv_rs_walk_one, &w)))
+		return -ENODEV;
+	for (adev = acpi_dev_parent(adev); adev && adev->handle != ACPI_ROOT_OBJECT && !found(ctx);
+	     adev = acpi_dev_parent(adev))
+		acpi_walk_resources(adev->handle, METHOD_NAME__CRS, hv_rs_walk_one, &w);
+	return 0;
+}

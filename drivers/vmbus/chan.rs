@@ -1,0 +1,455 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A channel as the bus keeps it: from the host's offer to the release of its number.
+//!
+//! # Locks
+//!
+//! In this order; each may be skipped:
+//! `cpus_read_lock` → [`Chan::op`] (sleeps; held over a conversation with the host) → [`Connection`]'s locks.
+//! The callback side ([`Chan::core_ptr`], the tasklet, the counters) has no lock: see [`Chan::publish`].
+
+use core::{
+    mem::offset_of,
+    ptr::{self, NonNull},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering},
+};
+use kernel::{
+    bindings,
+    ffi::c_ulong,
+    impl_has_work, new_mutex, new_work,
+    prelude::*,
+    sync::{Arc, Mutex},
+    workqueue::{Work, WorkItem},
+};
+use vmbus_proto::{
+    class::{class_of, DeviceClass},
+    msg::{OfferChannel, Relid},
+    tlfs::monitor::MonitorPosition,
+};
+
+use crate::{
+    log::Show,
+    channel::{CallbackMode, OpenParams},
+    connection::Connection,
+    device::Device,
+    ffi,
+    open::{Callback, OpenCore},
+    sync::Event,
+    sysfs::ChannelDir,
+    tasklet::Tasklet,
+};
+
+/// Where a channel is between offer and release, as the C driver numbers it in sysfs (`state`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum State {
+    /// On offer, never opened.
+    Offered = 0,
+    /// OPEN_CHANNEL was sent.
+    Opening = 1,
+    /// Was open once, closed now.
+    Closed = 2,
+    /// Open.
+    Open = 3,
+}
+
+/// What belongs to the registered device; only touched by the channel's own work items and at module exit.
+struct Registered {
+    device: NonNull<Device>,
+    channels: Option<ChannelDir>,
+}
+
+// SAFETY: Devices may be unregistered from any thread.
+unsafe impl Send for Registered {}
+
+/// A channel.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Chan {
+    pub(crate) conn: Arc<Connection>,
+    /// The offer, checked.
+    pub(crate) offer: OfferChannel,
+    pub(crate) class: &'static DeviceClass,
+    /// For a subchannel: the channel that the device is registered for.
+    pub(crate) primary: Option<Arc<Chan>>,
+    /// The host took the offer back. Set once.
+    rescinded: AtomicBool,
+    /// CPU that the host interrupts; of an open channel changed under `op` and by agreement with the host only.
+    target_cpu: AtomicU32,
+    /// A `Channel` handle exists.
+    handle: AtomicBool,
+    state: AtomicU32,
+    /// The open channel. Held over open, close and modify.
+    #[pin]
+    op: Mutex<Option<Arc<OpenCore>>>,
+    /// The same for callbacks and statistics; null when there is none. See `publish`.
+    core_ptr: AtomicPtr<OpenCore>,
+    /// Calls the handler, in the modes that do not call it from the interrupt.
+    #[pin]
+    tasklet: Tasklet,
+    /// Interrupts from the host.
+    pub(crate) interrupts: AtomicU64,
+    /// Signals sent to the host by hypercall.
+    pub(crate) signals: AtomicU64,
+    /// Statistics of sysfs: see the C driver's documentation of the files of these names.
+    pub(crate) intr_in_full: AtomicU64,
+    pub(crate) intr_out_empty: AtomicU64,
+    pub(crate) out_full_first: AtomicU64,
+    pub(crate) out_full_total: AtomicU64,
+    #[pin]
+    registered: Mutex<Option<Registered>>,
+    /// Registration is over, successful or not.
+    #[pin]
+    added: Event,
+    /// The channel is out of the table and its device, if any, gone.
+    #[pin]
+    pub(crate) gone: Event,
+    #[pin]
+    add_work: Work<Chan, 0>,
+    #[pin]
+    remove_work: Work<Chan, 1>,
+}
+
+impl_has_work! {
+    impl HasWork<Self, 0> for Chan { self.add_work }
+    impl HasWork<Self, 1> for Chan { self.remove_work }
+}
+
+impl Chan {
+    /// A channel for `offer`, not known to anybody yet.
+    pub(crate) fn new(
+        conn: Arc<Connection>,
+        offer: OfferChannel,
+        primary: Option<Arc<Chan>>,
+        target_cpu: u32,
+    ) -> Result<Arc<Self>> {
+        let class = class_of(&offer.class_id);
+        Arc::pin_init(
+            pin_init!(Self {
+                conn,
+                offer,
+                class,
+                primary,
+                rescinded: AtomicBool::new(false),
+                target_cpu: AtomicU32::new(target_cpu),
+                handle: AtomicBool::new(false),
+                state: AtomicU32::new(State::Offered as u32),
+                op <- new_mutex!(None, "hv_vmbus_rs::Chan::op"),
+                core_ptr: AtomicPtr::new(ptr::null_mut()),
+                // The argument is the channel's address, which is only known once it is pinned.
+                tasklet <- Tasklet::new(tasklet_fn, |t| t as c_ulong - offset_of!(Chan, tasklet) as c_ulong),
+                interrupts: AtomicU64::new(0),
+                signals: AtomicU64::new(0),
+                intr_in_full: AtomicU64::new(0),
+                intr_out_empty: AtomicU64::new(0),
+                out_full_first: AtomicU64::new(0),
+                out_full_total: AtomicU64::new(0),
+                registered <- new_mutex!(None, "hv_vmbus_rs::Chan::registered"),
+                added <- Event::new(),
+                gone <- Event::new(),
+                add_work <- new_work!("hv_vmbus_rs::Chan::add_work"),
+                remove_work <- new_work!("hv_vmbus_rs::Chan::remove_work"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    pub(crate) fn relid(&self) -> Relid {
+        self.offer.relid
+    }
+
+    /// The channel's place in the monitor page, if it has one.
+    pub(crate) fn monitor(&self) -> Option<MonitorPosition> {
+        self.offer.monitor_id().and_then(MonitorPosition::new)
+    }
+
+    pub(crate) fn is_rescinded(&self) -> bool {
+        self.rescinded.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn target_cpu(&self) -> u32 {
+        self.target_cpu.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn state(&self) -> u32 {
+        self.state.load(Ordering::Relaxed)
+    }
+
+    fn set_state(&self, state: State) {
+        self.state.store(state as u32, Ordering::Relaxed);
+    }
+
+    /// Claims the right to the one `Channel` handle.
+    pub(crate) fn take_handle(&self) -> bool {
+        !self.handle.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn give_handle(&self) {
+        self.handle.store(false, Ordering::Release);
+    }
+
+    /// The host took the offer back: operations fail from now on, waits end. Does not sleep.
+    pub(crate) fn set_rescinded(&self) {
+        // Before the requests are ended: one that is just being made looks at the flag after it is in the table.
+        self.rescinded.store(true, Ordering::SeqCst);
+        self.conn.requests.rescind(self.relid());
+    }
+
+    // --- Opening and closing. Process context.
+
+    /// See `Channel::open`.
+    pub(crate) fn open(self: &Arc<Self>, params: &OpenParams<'_>, callback: Callback) -> Result<Arc<OpenCore>> {
+        let node = {
+            // SAFETY: `target_cpu` exists.
+            unsafe { ffi::hv_rs_cpu_to_node(self.target_cpu()) }
+        };
+        let core = OpenCore::new(self, params, callback, node)?;
+        // So that the target CPU does not go offline before the host knows of it.
+        let _cpus = crate::cpus::read_lock();
+        let mut op = self.op.lock();
+        if op.is_some() {
+            return Err(EBUSY);
+        }
+        core.create_gpadl(self)?;
+        // The host may interrupt before its answer arrives.
+        self.publish(&core);
+        self.set_state(State::Opening);
+        match core.open(self, params) {
+            Ok(()) => {
+                self.set_state(State::Open);
+                *op = Some(core.clone());
+                Ok(core)
+            }
+            Err(e) => {
+                self.set_state(State::Offered);
+                self.unpublish();
+                core.destroy_gpadl(self);
+                Err(e)
+            }
+        }
+    }
+
+    /// Closes `core` if it is open still. When this returns no callback runs any more.
+    pub(crate) fn close(&self, core: &OpenCore) {
+        let mut op = self.op.lock();
+        if op.as_ref().is_some_and(|open| ptr::eq(&**open, core)) {
+            if let Some(core) = op.take() {
+                self.close_locked(&core);
+            }
+        }
+    }
+
+    /// Closes whatever is open. When this returns no callback runs any more.
+    pub(crate) fn close_all(&self) {
+        let mut op = self.op.lock();
+        if let Some(core) = op.take() {
+            self.close_locked(&core);
+        }
+    }
+
+    fn close_locked(&self, core: &OpenCore) {
+        core.forbid_sending();
+        self.unpublish();
+        self.set_state(State::Closed);
+        core.close(self);
+        core.destroy_gpadl(self);
+    }
+
+    /// Moves the channel's interrupts to `cpu`, which the caller keeps online (`cpus_read_lock` or hotplug callback).
+    ///
+    /// # Errors
+    /// `EINVAL`: not a usable CPU. `EIO`: the channel is not open, the protocol too old, or the host refused.
+    pub(crate) fn set_cpu(&self, cpu: u32) -> Result {
+        if !self.conn.version().has_modify_channel() {
+            return Err(EIO);
+        }
+        if !ffi::hv_rs_cpu_usable(cpu) {
+            return Err(EINVAL);
+        }
+        let op = self.op.lock();
+        if op.is_none() {
+            return Err(EIO);
+        }
+        if cpu != self.target_cpu() {
+            self.conn.modify_channel(self, cpu).map_err(|_| EIO)?;
+            self.target_cpu.store(cpu, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Moves the channel away from `cpu`, which goes offline. CPU hotplug callback.
+    pub(crate) fn leave_cpu(&self, cpu: u32) -> Result {
+        if self.target_cpu() != cpu {
+            return Ok(());
+        }
+        {
+            let op = self.op.lock();
+            if op.is_none() {
+                // The host does not know of the CPU yet; an `open` will find the new value, as it holds
+                // `cpus_read_lock` from before it reads it until the host knows.
+                self.target_cpu.store(crate::connection::CONNECT_CPU, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+        // Without an answer to MODIFY_CHANNEL there is no telling when the old CPU is free of interrupts.
+        if !self.conn.version().has_modify_channel_response() {
+            return Err(EBUSY);
+        }
+        self.conn
+            .cpus_for(self)
+            .find_map(|new| (new != cpu && self.set_cpu(new).is_ok()).then_some(()))
+            .map_or_else(|| self.set_cpu(crate::connection::CONNECT_CPU), Ok)
+            .map_err(|_| EBUSY)
+    }
+
+    // --- Callbacks.
+    //
+    // The interrupt handler finds the channel in the connection's table and the open channel in `core_ptr`. Both are read
+    // in RCU read-side sections (an interrupt handler is one); who empties them waits for a grace period before it lets
+    // the object go. The tasklet is outside of that: it is killed after the grace period, when nobody schedules it.
+
+    fn publish(&self, core: &Arc<OpenCore>) {
+        self.core_ptr.store(ptr::from_ref(&**core).cast_mut(), Ordering::Release);
+    }
+
+    /// Stops callbacks, and waits for those in progress.
+    fn unpublish(&self) {
+        self.core_ptr.store(ptr::null_mut(), Ordering::Release);
+        // SAFETY: May sleep.
+        unsafe { bindings::synchronize_rcu() };
+        // After the grace period the interrupt handler does not schedule it.
+        self.tasklet.kill();
+    }
+
+    /// Runs `f` with the open channel, if there is one. Any context; `f` must not sleep.
+    pub(crate) fn with_core<R>(&self, f: impl FnOnce(&OpenCore) -> R) -> Option<R> {
+        let _rcu = kernel::sync::rcu::read_lock();
+        // SAFETY: The object stays until a grace period after the pointer is cleared, and this is a read-side section.
+        unsafe { self.core_ptr.load(Ordering::Acquire).as_ref() }.map(f)
+    }
+
+    /// The host signalled the channel. Interrupt context.
+    #[inline]
+    pub(crate) fn on_interrupt(&self) {
+        // SAFETY: As in `with_core`; interrupt handlers are read-side sections.
+        let Some(core) = (unsafe { self.core_ptr.load(Ordering::Acquire).as_ref() }) else {
+            return;
+        };
+        // Statistics: only this CPU counts, but for the moment when the channel moves.
+        self.interrupts
+            .store(self.interrupts.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        match core.callback.mode {
+            CallbackMode::Isr => {
+                core.run_handler();
+            }
+            CallbackMode::Batched => {
+                core.mask_from_interrupt();
+                self.tasklet.schedule();
+            }
+            CallbackMode::Direct => self.tasklet.schedule(),
+        }
+    }
+
+    fn on_tasklet(&self) {
+        // SAFETY: `unpublish` waits for the tasklet before the object goes.
+        let Some(core) = (unsafe { self.core_ptr.load(Ordering::Acquire).as_ref() }) else {
+            return;
+        };
+        if core.run_handler() {
+            // Something came in while the host thought that we were still reading; it will not tell us again.
+            self.tasklet.schedule();
+        }
+    }
+
+    // --- Coming and going of the device. Work items.
+
+    /// Registers the device, on the queue that does so in the order of the offers.
+    pub(crate) fn queue_add(self: &Arc<Self>) {
+        // A channel is added once, so the item cannot be queued already.
+        let _ = self.conn.queues.add.queue().enqueue::<_, 0>(self.clone());
+    }
+
+    /// Takes the channel apart, on a queue where no channel waits for another.
+    pub(crate) fn queue_remove(self: &Arc<Self>) {
+        let _ = self.conn.queues.remove.queue().enqueue::<_, 1>(self.clone());
+    }
+
+    fn add(self: &Arc<Self>) {
+        if let Some(old) = self.conn.older_instance(self) {
+            // The host offers the device again before we are done with the old offer.
+            old.gone.wait();
+        }
+        let mut registered = self.registered.lock();
+        if !self.is_rescinded() && !self.conn.is_closing() {
+            match Device::register(self.clone(), self.conn.parent()) {
+                Ok(device) => {
+                    // SAFETY: The device was just registered.
+                    let channels = unsafe { ChannelDir::new(device, self) };
+                    let channels = channels
+                        .inspect_err(|e| pr_err!("{}: no channels in sysfs: {}\n", Show(self.offer.instance_id), e.to_errno()))
+                        .ok();
+                    *registered = Some(Registered { device, channels });
+                }
+                Err(e) => pr_err!(
+                    "cannot register device {}: {}\n",
+                    Show(self.offer.instance_id),
+                    e.to_errno()
+                ),
+            }
+        }
+        drop(registered);
+        self.added.signal();
+    }
+
+    /// Unregisters the device, closes the channel and forgets it. Tells the host when it took the offer back.
+    pub(crate) fn remove(self: &Arc<Self>) {
+        // Ends: what a probe waits for ends when the channel is rescinded.
+        self.added.wait();
+        let registered = self.registered.lock().take();
+        if let Some(Registered { device, channels }) = registered {
+            drop(channels);
+            // SAFETY: The device came from `register`; it was taken out of its place, so this happens once.
+            unsafe { Device::unregister(device) };
+        }
+        self.close_all();
+        self.conn.forget(self);
+        if self.is_rescinded() {
+            self.conn.release_relid(self.relid());
+        }
+        self.gone.signal();
+    }
+
+    /// For channels that have no device of their own.
+    pub(crate) fn skip_add(&self) {
+        self.added.signal();
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Chan {
+    fn drop(self: Pin<&mut Self>) {
+        debug_assert!(self.core_ptr.load(Ordering::Relaxed).is_null());
+    }
+}
+
+impl WorkItem<0> for Chan {
+    type Pointer = Arc<Chan>;
+
+    fn run(this: Arc<Chan>) {
+        this.add();
+    }
+}
+
+impl WorkItem<1> for Chan {
+    type Pointer = Arc<Chan>;
+
+    fn run(this: Arc<Chan>) {
+        this.remove();
+    }
+}
+
+/// # Safety
+/// Called as the tasklet function of a `Chan`, whose address is `data`.
+unsafe extern "C" fn tasklet_fn(data: c_ulong) {
+    // SAFETY: The channel stays until its tasklet is killed.
+    unsafe { &*(data as *const Chan) }.on_tasklet();
+}

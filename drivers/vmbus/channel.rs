@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Channels as drivers use them.
+//!
+//! A channel is one of two typed states, and moving between them consumes it:
+//!
+//! ```text
+//! Device::channel() ──> Channel<Offered> ──open()──> Channel<Open<H>> ──close()──> Channel<Offered>
+//!                            │ drop: back to the device     │ drop: closes
+//! ```
+//!
+//! An open channel has a pair of rings. [`Sender`] puts packets into the outgoing one, from any context. What comes in is
+//! taken out by a [`Receiver`], of which there is one at a time: normally the one that the [`Handler`] gets.
+
+use core::mem::ManuallyDrop;
+use kernel::{prelude::*, sync::Arc};
+use vmbus_proto::msg::{Relid, USER_DATA_SIZE};
+
+use crate::{
+    chan::Chan,
+    open::{Callback, OpenCore},
+    ring::RingView,
+};
+
+pub use vmbus_proto::{
+    packet::{Packet, PacketKind},
+    ring::{Producer, WriteError},
+};
+
+/// Why a packet was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// The ring is full: try again when the host has read. With [`Sender::request_space`] the handler is called then.
+    Full {
+        /// Bytes that must be free.
+        needed: u32,
+    },
+    /// The channel is closed, or was taken away by the host.
+    Closed,
+    /// The packet never fits the ring, or was not what it was announced to be: a mistake of the driver.
+    Invalid,
+    /// The host broke the rules of the ring.
+    Broken,
+}
+
+impl From<SendError> for Error {
+    fn from(e: SendError) -> Self {
+        match e {
+            SendError::Full { .. } => EAGAIN,
+            SendError::Closed => ENODEV,
+            SendError::Invalid => EINVAL,
+            SendError::Broken => EIO,
+        }
+    }
+}
+
+/// Why no packet can be received any more. The channel can only be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecvError {
+    /// The host sent a packet longer than [`OpenParams::max_packet`].
+    TooLong {
+        /// Its size in bytes.
+        needed: u32,
+    },
+    /// The host broke the rules of the ring.
+    Broken,
+}
+
+impl From<RecvError> for Error {
+    fn from(e: RecvError) -> Self {
+        match e {
+            RecvError::TooLong { .. } => EMSGSIZE,
+            RecvError::Broken => EIO,
+        }
+    }
+}
+
+/// The outgoing ring's producer, for packets that [`Sender`] has no method for.
+pub type RingProducer = Producer<RingView>;
+
+/// How the bus calls a [`Handler`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallbackMode {
+    /// In a tasklet, with the host's interrupts for the channel masked. The bus calls again until the ring is found empty
+    /// after unmasking. For busy channels.
+    Batched,
+    /// In a tasklet, interrupts not masked: the host interrupts for each packet put into an empty ring.
+    Direct,
+    /// In the interrupt handler itself. The handler masks interrupts and takes care of the
+    /// ring elsewhere, as NAPI does.
+    Isr,
+}
+
+/// What a driver does when the host has put something into the channel's ring.
+///
+/// Dropped when the channel is closed, after the last call has returned.
+pub trait Handler: Send + Sync {
+    /// How to call it.
+    const MODE: CallbackMode = CallbackMode::Batched;
+
+    /// Called when packets may be waiting; there need not be any. In softirq context (interrupt context with
+    /// [`CallbackMode::Isr`]): must not sleep, and must not drop the channel. Never called twice at a time.
+    ///
+    /// Take packets with `rx.next()` until it returns `None`; what is left stays in the ring and, in batched mode, makes the
+    /// bus call again at once.
+    fn on_channel(self: Pin<&Self>, rx: &mut Receiver<'_>);
+}
+
+/// Parameters of [`Channel::open`].
+#[derive(Clone, Copy, Debug)]
+pub struct OpenParams<'a> {
+    /// Size in bytes of the outgoing ring, its header page included: a multiple of 4096, at least 8192.
+    pub send_ring: usize,
+    /// Likewise of the incoming ring.
+    pub recv_ring: usize,
+    /// Largest packet in bytes, descriptor included, that the host may send; a longer one breaks the channel. Each open
+    /// channel has a private buffer of this size into which packets are copied before they are looked at.
+    pub max_packet: usize,
+    /// Data for the host's device, at most 120 bytes.
+    pub user_data: &'a [u8],
+}
+
+impl OpenParams<'_> {
+    /// Two rings of `ring` bytes each, packets of up to 4096 bytes, no user data.
+    pub const fn new(ring: usize) -> Self {
+        Self {
+            send_ring: ring,
+            recv_ring: ring,
+            max_packet: 4096,
+            user_data: &[],
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result {
+        let ring_ok = |size: usize| size % 4096 == 0 && (8192..=16 << 20).contains(&size);
+        if ring_ok(self.send_ring)
+            && ring_ok(self.recv_ring)
+            && (16..=1 << 20).contains(&self.max_packet)
+            && self.user_data.len() <= USER_DATA_SIZE
+        {
+            Ok(())
+        } else {
+            Err(EINVAL)
+        }
+    }
+}
+
+mod private {
+    use super::{Arc, Chan};
+
+    #[allow(private_interfaces)]
+    pub trait State {
+        /// Leaves the state, before it is dropped.
+        fn leave(&mut self, chan: &Arc<Chan>);
+    }
+}
+
+/// State of a [`Channel`]: on offer by the host, not open.
+pub struct Offered(());
+
+impl private::State for Offered {
+    #[allow(private_interfaces)]
+    fn leave(&mut self, _chan: &Arc<Chan>) {}
+}
+
+/// State of a [`Channel`]: open, with `H` called for what comes in.
+pub struct Open<H> {
+    core: Arc<OpenCore>,
+    // Callbacks borrow it until `core` is closed, which `leave` sees to.
+    handler: Pin<KBox<H>>,
+}
+
+impl<H> private::State for Open<H> {
+    #[allow(private_interfaces)]
+    fn leave(&mut self, chan: &Arc<Chan>) {
+        chan.close(&self.core);
+    }
+}
+
+/// The handle of a channel. See the [module's documentation](self).
+///
+/// Dropping an open channel closes it, which sleeps and waits for callbacks in progress: not allowed in a callback. When the
+/// device is unbound the bus closes its channels in any case; a handle that still exists is inert from then on.
+///
+/// # Invariants
+/// The only handle of `chan`.
+pub struct Channel<S: private::State = Offered> {
+    chan: Arc<Chan>,
+    state: S,
+}
+
+impl Channel<Offered> {
+    pub(crate) fn take(chan: &Arc<Chan>) -> Result<Self> {
+        if chan.is_rescinded() {
+            return Err(ENODEV);
+        }
+        if !chan.take_handle() {
+            return Err(EBUSY);
+        }
+        // INVARIANT: `take_handle` says yes to one at a time.
+        Ok(Self {
+            chan: chan.clone(),
+            state: Offered(()),
+        })
+    }
+
+    /// Opens the channel: allocates the rings, shows them to the host (GPADL) and asks it to open. `handler` may be called
+    /// for what comes in before this returns. Process context, sleeps; waits for the host's answers.
+    ///
+    /// # Errors
+    /// `EINVAL` for sizes out of range, `ENOMEM`, `ENODEV` when the host took the channel away, `EIO` when it refused,
+    /// `ETIMEDOUT` when it did not answer. The channel has then gone back to the device.
+    #[doc(alias = "vmbus_open")]
+    pub fn open<H>(
+        self,
+        params: &OpenParams<'_>,
+        handler: impl PinInit<H, Error>,
+    ) -> Result<Channel<Open<H>>>
+    where
+        H: Handler + 'static,
+    {
+        params.check()?;
+        let handler = KBox::pin_init(handler, GFP_KERNEL)?;
+        let callback = Callback {
+            mode: H::MODE,
+            func: call_handler::<H>,
+            ctx: core::ptr::from_ref(&*handler).cast(),
+        };
+        let core = self.chan.open(params, callback)?;
+        Ok(self.change(Open { core, handler }))
+    }
+}
+
+/// Calls a handler of type `H`.
+///
+/// # Safety
+/// `ctx` points to a pinned `H`, which lives during the call.
+unsafe fn call_handler<H: Handler>(ctx: *const (), rx: &mut Receiver<'_>) {
+    // SAFETY: By the requirement.
+    unsafe { Pin::new_unchecked(&*ctx.cast::<H>()) }.on_channel(rx);
+}
+
+impl<S: private::State> Channel<S> {
+    /// Moves the handle into another state, without leaving the old one.
+    fn change<T: private::State>(self, state: T) -> Channel<T> {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not dropped, so that its `chan` is moved, not copied.
+        let chan = unsafe { core::ptr::read(&this.chan) };
+        // INVARIANT: `this` is gone.
+        Channel { chan, state }
+    }
+
+    /// Number of the channel.
+    pub fn relid(&self) -> Relid {
+        self.chan.offer.relid
+    }
+
+    /// CPU that the host interrupts for the channel.
+    pub fn target_cpu(&self) -> u32 {
+        self.chan.target_cpu()
+    }
+
+    /// Whether the host has taken the channel away.
+    pub fn is_rescinded(&self) -> bool {
+        self.chan.is_rescinded()
+    }
+}
+
+impl<H> Channel<Open<H>> {
+    /// The handler.
+    pub fn handler(&self) -> Pin<&H> {
+        self.state.handler.as_ref()
+    }
+
+    /// What sends into the channel.
+    pub fn sender(&self) -> Sender<'_> {
+        Sender {
+            core: &self.state.core,
+        }
+    }
+
+    /// A sender that may be kept anywhere; it fails with [`SendError::Closed`] once the channel is closed.
+    pub fn shared_sender(&self) -> SharedSender {
+        SharedSender {
+            core: self.state.core.clone(),
+        }
+    }
+
+    /// Takes the receiving side, for drivers that do not leave it to the callback (NAPI); `None` while it is in use. While
+    /// it exists the handler is not called, so look with [`Receiver::finish`] before dropping it.
+    pub fn try_receiver(&self) -> Option<Receiver<'_>> {
+        self.state.core.try_receiver()
+    }
+
+    /// Closes the channel and gives back the handle, for opening it again. Process context, sleeps.
+    #[doc(alias = "vmbus_close")]
+    pub fn close(self) -> Channel<Offered> {
+        let mut this = ManuallyDrop::new(self);
+        let chan = this.chan.clone();
+        private::State::leave(&mut this.state, &chan);
+        drop(chan);
+        // SAFETY: `this` is not dropped, so that both fields are moved out once.
+        let (chan, state) = unsafe { (core::ptr::read(&this.chan), core::ptr::read(&this.state)) };
+        drop(state);
+        // INVARIANT: `this` is gone.
+        Channel {
+            chan,
+            state: Offered(()),
+        }
+    }
+}
+
+impl<S: private::State> Drop for Channel<S> {
+    fn drop(&mut self) {
+        self.state.leave(&self.chan);
+        self.chan.give_handle();
+    }
+}
+
+/// Puts packets into the outgoing ring of an open channel. Any context; a spinlock with interrupts off is held for the time
+/// of the copy. The host is signalled when the ring was empty before, as the protocol wants.
+#[derive(Clone, Copy)]
+pub struct Sender<'a> {
+    core: &'a OpenCore,
+}
+
+impl Sender<'_> {
+    /// Sends `payload`. With `completion`, asks the host to answer with a completion packet that carries `transaction_id`.
+    ///
+    /// # Errors
+    /// [`SendError::Full`]: try later, when the host has made room. Others: for good.
+    #[doc(alias = "vmbus_sendpacket")]
+    pub fn send_inband(&self, payload: &[u8], transaction_id: u64, completion: bool) -> Result<(), SendError> {
+        self.core
+            .send(|ring| ring.send_in_band(payload, transaction_id, completion))
+    }
+
+    /// Sends the completion of the host's packet `transaction_id`.
+    ///
+    /// # Errors
+    /// As for [`send_inband`](Self::send_inband).
+    pub fn send_completion(&self, transaction_id: u64, payload: &[u8]) -> Result<(), SendError> {
+        self.core.send(|ring| ring.send_completion(transaction_id, payload))
+    }
+
+    /// Writes packets of any kind with `write`, which runs with interrupts off; all of them become visible to the host
+    /// together, or none when it fails.
+    ///
+    /// # Errors
+    /// As for [`send_inband`](Self::send_inband).
+    pub fn send_with(
+        &self,
+        write: impl FnOnce(&mut RingProducer) -> Result<(), WriteError>,
+    ) -> Result<(), SendError> {
+        self.core.send(write)
+    }
+
+    /// After [`SendError::Full`]: asks the host for a signal, and so for a call of the handler, once there is room. True
+    /// when there is room already: try again at once, no signal will come.
+    ///
+    /// # Errors
+    /// [`SendError`], but for `Full`.
+    pub fn request_space(&self, needed: u32) -> Result<bool, SendError> {
+        self.core.request_space(needed)
+    }
+}
+
+/// A [`Sender`] that shares ownership of the channel's rings.
+#[derive(Clone)]
+pub struct SharedSender {
+    core: Arc<OpenCore>,
+}
+
+impl SharedSender {
+    /// The sender.
+    pub fn sender(&self) -> Sender<'_> {
+        Sender { core: &self.core }
+    }
+}
+
+/// Takes packets out of the incoming ring of an open channel.
+///
+/// # Invariants
+/// The only receiver of `core`: it holds the receiving side.
+pub struct Receiver<'a> {
+    core: &'a OpenCore,
+}
+
+impl<'a> Receiver<'a> {
+    /// # Safety
+    /// The caller holds the receiving side of `core`, and gives it to the new receiver.
+    pub(crate) unsafe fn new(core: &'a OpenCore) -> Self {
+        // INVARIANT: By the requirement.
+        Self { core }
+    }
+
+    /// The next packet, copied out of the ring; `None` when there is none.
+    ///
+    /// The room that packets took is given back to the host when the receiver is dropped, which for a handler's is after it
+    /// returns, or by [`commit`](Self::commit).
+    ///
+    /// # Errors
+    /// When the host broke the rules of the ring: the channel can only be closed then. Logged once.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<Packet<'_>>, RecvError> {
+        // SAFETY: This is the only receiver by the type's invariant.
+        unsafe { self.core.recv() }
+    }
+
+    /// Gives the room of the packets read back to the host now, and signals it when it waits for that.
+    pub fn commit(&mut self) {
+        // SAFETY: This is the only receiver by the type's invariant.
+        unsafe { self.core.commit_read() };
+    }
+
+    /// Asks the host not to interrupt, until [`finish`](Self::finish). Batched mode does both by itself.
+    pub fn mask_interrupts(&mut self) {
+        // SAFETY: This is the only receiver by the type's invariant.
+        unsafe { self.core.mask() };
+    }
+
+    /// Commits, and lets the host interrupt again. True when packets came in meanwhile: read on, since the host will not
+    /// interrupt for them.
+    #[must_use = "the host will not interrupt for packets that are there already"]
+    pub fn finish(&mut self) -> bool {
+        // SAFETY: This is the only receiver by the type's invariant.
+        unsafe { self.core.finish_read() }
+    }
+
+    /// What sends into the same channel, to answer packets.
+    pub fn sender(&self) -> Sender<'a> {
+        Sender { core: self.core }
+    }
+}
+
+impl Drop for Receiver<'_> {
+    fn drop(&mut self) {
+        self.commit();
+        // SAFETY: The receiver holds the receiving side by the type's invariant, and is not used any more.
+        unsafe { self.core.release_receiver() };
+    }
+}

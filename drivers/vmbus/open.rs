@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An open channel: rings, their GPADL, signalling.
+
+use core::{
+    cell::UnsafeCell,
+    mem::ManuallyDrop,
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+};
+use kernel::{new_mutex, prelude::*, sync::{Arc, Mutex}};
+use vmbus_proto::{
+    msg::{ChannelMessage, CloseChannel, GpadlId, OpenChannel, Relid},
+    packet::Packet,
+    ring::{Consumer, ControlWord, Producer, ReadError, RingMemory, WriteError},
+    tlfs::{hypercall::ConnectionId, monitor::MonitorPosition},
+};
+use zerocopy::IntoBytes;
+
+use crate::{
+    log::{pr_warn_limited, Show},
+    chan::Chan,
+    channel::{CallbackMode, OpenParams, Receiver, RecvError, SendError},
+    connection::{vp_index, Connection},
+    gpadl,
+    hypercall::{self, Wait},
+    memory::{RingMap, SharedPages, PAGE},
+    requests::{Key, Reply},
+    ring::RingView,
+    sync::{new_irq_lock, IrqLock},
+};
+
+/// How to call a driver's handler.
+#[derive(Clone, Copy)]
+pub(crate) struct Callback {
+    pub(crate) mode: CallbackMode,
+    /// # Safety
+    /// Called with `ctx`, only while the channel is open.
+    pub(crate) func: unsafe fn(ctx: *const (), rx: &mut Receiver<'_>),
+    pub(crate) ctx: *const (),
+}
+
+// SAFETY: Handlers are `Send + Sync`.
+unsafe impl Send for Callback {}
+// SAFETY: Handlers are `Send + Sync`.
+unsafe impl Sync for Callback {}
+
+/// The sending side.
+struct Tx {
+    ring: Producer<RingView>,
+    open: bool,
+    /// The last packet found the ring full.
+    was_full: bool,
+}
+
+/// The receiving side.
+struct Rx {
+    ring: Consumer<RingView>,
+    buffer: KVVec<u8>,
+}
+
+/// Whether the host holds the rings' memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shared {
+    /// No.
+    No,
+    /// By this GPADL.
+    Yes(GpadlId),
+    /// It should not, but did not say so: the memory is never freed.
+    Perhaps,
+}
+
+/// See the [module's documentation](self).
+#[pin_data(PinnedDrop)]
+pub(crate) struct OpenCore {
+    pub(crate) callback: Callback,
+    #[pin]
+    tx: IrqLock<Tx>,
+    /// Belongs to who set `rx_busy`.
+    rx: UnsafeCell<Rx>,
+    rx_busy: AtomicBool,
+    /// The ring broke: no use in calling the handler again.
+    broken: AtomicBool,
+    out_view: RingView,
+    in_view: RingView,
+    conn: Arc<Connection>,
+    relid: Relid,
+    connection_id: ConnectionId,
+    monitor: Option<MonitorPosition>,
+    dedicated: bool,
+    #[pin]
+    shared: Mutex<Shared>,
+    chan: ChanStats,
+    send_pages: u32,
+    // Released last: the views above point into them.
+    maps: ManuallyDrop<[RingMap; 2]>,
+    pages: ManuallyDrop<SharedPages>,
+}
+
+/// The channel's counters.
+///
+/// # Invariants
+/// Points to the channel, which outlives its open state: who opens holds it.
+struct ChanStats(*const Chan);
+
+// SAFETY: A channel may be used from any thread.
+unsafe impl Send for ChanStats {}
+// SAFETY: A channel may be used from any thread.
+unsafe impl Sync for ChanStats {}
+
+// SAFETY: `rx` is reached by its owner alone; the rest is `Sync`.
+unsafe impl Sync for OpenCore {}
+// SAFETY: Nothing is tied to a thread.
+unsafe impl Send for OpenCore {}
+
+fn bump(counter: &AtomicU64) {
+    // Statistics: a lost count does no harm, an atomic addition costs.
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+}
+
+impl OpenCore {
+    /// Allocates the rings; the host knows nothing yet.
+    pub(crate) fn new(
+        chan: &Arc<Chan>,
+        params: &OpenParams<'_>,
+        callback: Callback,
+        node: i32,
+    ) -> Result<Arc<Self>> {
+        let (send, recv) = (params.send_ring / PAGE, params.recv_ring / PAGE);
+        let pages = SharedPages::new(node, send + recv)?;
+        let maps = [pages.map_ring(0, send)?, pages.map_ring(send, recv)?];
+        let [out_map, in_map] = &maps;
+        // SAFETY: The maps are kept in the same object, and dropped after all else.
+        let (out_view, in_view) = unsafe { (RingView::new(out_map), RingView::new(in_map)) };
+        let tx = Tx {
+            ring: Producer::init(out_view).map_err(|_| EINVAL)?,
+            open: true,
+            was_full: false,
+        };
+        let mut buffer = KVVec::with_capacity(params.max_packet, GFP_KERNEL)?;
+        buffer.resize(params.max_packet, 0, GFP_KERNEL)?;
+        let rx = Rx {
+            ring: Consumer::init(in_view).map_err(|_| EINVAL)?,
+            buffer,
+        };
+        let offer = &chan.offer;
+        Arc::pin_init(
+            pin_init!(Self {
+                callback,
+                tx <- new_irq_lock!(tx, c"hv_vmbus_rs::OpenCore::tx"),
+                rx: UnsafeCell::new(rx),
+                rx_busy: AtomicBool::new(false),
+                broken: AtomicBool::new(false),
+                out_view,
+                in_view,
+                conn: chan.conn.clone(),
+                relid: offer.relid,
+                connection_id: ConnectionId(offer.connection_id),
+                monitor: chan.monitor(),
+                dedicated: offer.has_dedicated_interrupt(),
+                shared <- new_mutex!(Shared::No, "hv_vmbus_rs::OpenCore::shared"),
+                chan: ChanStats(Arc::as_ptr(chan)),
+                send_pages: send as u32,
+                maps: ManuallyDrop::new(maps),
+                pages: ManuallyDrop::new(pages),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    // --- Conversation with the host. Process context, under the channel's `op` lock.
+
+    /// Shows the rings to the host.
+    pub(crate) fn create_gpadl(&self, chan: &Chan) -> Result {
+        let mut shared = self.shared.lock();
+        match gpadl::create(chan, self.pages.pfns(), self.pages.len()) {
+            Ok(id) => {
+                *shared = Shared::Yes(id);
+                Ok(())
+            }
+            Err((e, maybe_held)) => {
+                if maybe_held {
+                    *shared = Shared::Perhaps;
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Takes the rings back from the host.
+    pub(crate) fn destroy_gpadl(&self, chan: &Chan) {
+        let mut shared = self.shared.lock();
+        if let Shared::Yes(id) = *shared {
+            *shared = match gpadl::destroy(chan, id) {
+                Ok(()) => Shared::No,
+                Err(e) => {
+                    pr_err!(
+                        "channel {}: the host does not give back GPADL {}: {}; its memory is not freed\n",
+                        Show(self.relid),
+                        Show(id),
+                        e.to_errno()
+                    );
+                    Shared::Perhaps
+                }
+            };
+        }
+    }
+
+    /// Asks the host to open the channel, and waits.
+    pub(crate) fn open(&self, chan: &Chan, params: &OpenParams<'_>) -> Result {
+        let Shared::Yes(gpadl) = *self.shared.lock() else {
+            return Err(EINVAL);
+        };
+        let mut message = OpenChannel::blank();
+        message.relid = self.relid;
+        message.open_id = self.conn.new_open_id();
+        message.ring_gpadl = gpadl;
+        message.target_vp = vp_index(chan.target_cpu());
+        message.downstream_page_offset = self.send_pages;
+        message
+            .user_data
+            .get_mut(..params.user_data.len())
+            .ok_or(EINVAL)?
+            .copy_from_slice(params.user_data);
+        let reply = self.conn.requests.run(
+            Key::Open(self.relid, message.open_id),
+            Some(self.relid),
+            || chan.is_rescinded(),
+            || self.conn.post(message.as_bytes(), Wait::Sleep),
+        )?;
+        match reply {
+            Reply::Status(status) if status.is_success() => Ok(()),
+            Reply::Status(status) => {
+                pr_err!("channel {}: the host refuses to open it: {:?}\n", Show(self.relid), status);
+                Err(EIO)
+            }
+            _ => Err(EIO),
+        }
+    }
+
+    /// Tells the host to close the channel; there is no answer.
+    pub(crate) fn close(&self, chan: &Chan) {
+        if chan.is_rescinded() {
+            return;
+        }
+        let mut message = CloseChannel::blank();
+        message.relid = self.relid;
+        if let Err(e) = self.conn.post(message.as_bytes(), Wait::Sleep) {
+            pr_err!("channel {}: cannot close: {}\n", Show(self.relid), e.to_errno());
+            *self.shared.lock() = Shared::Perhaps;
+        }
+    }
+
+    // --- Sending. Any context.
+
+    /// Lets senders fail from now on.
+    pub(crate) fn forbid_sending(&self) {
+        self.tx.lock().open = false;
+    }
+
+    /// Runs `write` on the outgoing ring, commits, and signals the host if it must.
+    #[inline]
+    pub(crate) fn send(
+        &self,
+        write: impl FnOnce(&mut Producer<RingView>) -> Result<(), WriteError>,
+    ) -> Result<(), SendError> {
+        let mut tx = self.tx.lock();
+        if !tx.open {
+            return Err(SendError::Closed);
+        }
+        if let Err(e) = write(&mut tx.ring) {
+            tx.ring.revert();
+            return Err(self.send_failed(&mut tx, e));
+        }
+        tx.was_full = false;
+        let signal = tx.ring.commit();
+        drop(tx);
+        if signal {
+            bump(&self.stats().intr_out_empty);
+            self.signal_host();
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn send_failed(&self, tx: &mut Tx, e: WriteError) -> SendError {
+        match e {
+            WriteError::Full { needed } => {
+                bump(&self.stats().out_full_total);
+                if !tx.was_full {
+                    bump(&self.stats().out_full_first);
+                }
+                tx.was_full = true;
+                SendError::Full { needed }
+            }
+            WriteError::TooLarge | WriteError::WrongLength => SendError::Invalid,
+            WriteError::Corrupt(e) => {
+                pr_warn_limited!("channel {}: outgoing ring: {}\n", Show(self.relid), Show(e));
+                SendError::Broken
+            }
+        }
+    }
+
+    /// Asks the host for a signal once `needed` bytes are free. Returns true when they are already.
+    pub(crate) fn request_space(&self, needed: u32) -> Result<bool, SendError> {
+        let mut tx = self.tx.lock();
+        if !tx.open {
+            return Err(SendError::Closed);
+        }
+        match tx.ring.request_space(needed) {
+            Ok(free) => Ok(free),
+            Err(e) => Err(self.send_failed(&mut tx, e)),
+        }
+    }
+
+    fn stats(&self) -> &Chan {
+        // SAFETY: By the type's invariant.
+        unsafe { &*self.chan.0 }
+    }
+
+    /// Signals the host.
+    #[doc(alias = "vmbus_setevent")]
+    fn signal_host(&self) {
+        if !self.dedicated {
+            // Hosts before 5.0 find out from the interrupt page which channel is meant; the second half is ours.
+            let bit = self.relid.0;
+            // SAFETY: The word is inside the page, since relids are less than 2048, and aligned; both sides use atomics.
+            let word = unsafe {
+                AtomicU32::from_ptr(
+                    self.conn
+                        .interrupt_page()
+                        .add(PAGE / 2)
+                        .cast::<u32>()
+                        .add(bit as usize / 32),
+                )
+            };
+            word.fetch_or(1 << (bit % 32), Ordering::SeqCst);
+        }
+        match self.monitor {
+            Some(position) => {
+                // SAFETY: The word is inside the page and aligned; the hypervisor uses atomics, too.
+                let pending = unsafe {
+                    AtomicU32::from_ptr(
+                        self.conn.monitor_page(true).add(position.pending_offset()).cast(),
+                    )
+                };
+                pending.fetch_or(1 << (position.bit & 31), Ordering::SeqCst);
+            }
+            None => {
+                bump(&self.stats().signals);
+                let status = hypercall::signal_event(self.connection_id);
+                if !status.is_success() {
+                    pr_warn_limited!("channel {}: cannot signal the host: {:?}\n", Show(self.relid), status);
+                }
+            }
+        }
+    }
+
+    // --- Receiving.
+
+    /// Claims the receiving side.
+    pub(crate) fn try_receiver(&self) -> Option<Receiver<'_>> {
+        if self.rx_busy.swap(true, Ordering::Acquire) {
+            return None;
+        }
+        // SAFETY: The receiving side was just claimed.
+        Some(unsafe { Receiver::new(self) })
+    }
+
+    /// # Safety
+    /// The caller holds the receiving side.
+    #[inline]
+    pub(crate) unsafe fn recv(&self) -> Result<Option<Packet<'_>>, RecvError> {
+        // SAFETY: By the requirement, nobody else uses `rx`. The result borrows the receiver in the caller's signature.
+        let rx = unsafe { &mut *self.rx.get() };
+        match rx.ring.read(&mut rx.buffer) {
+            Ok(packet) => Ok(Some(packet)),
+            Err(ReadError::Empty) => Ok(None),
+            Err(e) => Err(self.recv_failed(e)),
+        }
+    }
+
+    #[cold]
+    fn recv_failed(&self, e: ReadError) -> RecvError {
+        if !self.broken.swap(true, Ordering::Relaxed) {
+            pr_err!("channel {}: incoming ring: {}\n", Show(self.relid), Show(e));
+        }
+        match e {
+            ReadError::BufferTooSmall { needed } => RecvError::TooLong { needed },
+            _ => RecvError::Broken,
+        }
+    }
+
+    /// Gives the space of the packets read back to the host.
+    ///
+    /// # Safety
+    /// The caller holds the receiving side.
+    pub(crate) unsafe fn commit_read(&self) {
+        // SAFETY: By the requirement.
+        let rx = unsafe { &mut *self.rx.get() };
+        if rx.ring.commit() {
+            bump(&self.stats().intr_in_full);
+            self.signal_host();
+        }
+    }
+
+    /// Asks the host not to interrupt.
+    ///
+    /// # Safety
+    /// The caller holds the receiving side.
+    pub(crate) unsafe fn mask(&self) {
+        // SAFETY: By the requirement.
+        unsafe { &mut *self.rx.get() }.ring.mask();
+    }
+
+    /// Gives the space back and lets the host interrupt again; true when there is more to read.
+    ///
+    /// # Safety
+    /// The caller holds the receiving side.
+    pub(crate) unsafe fn finish_read(&self) -> bool {
+        // SAFETY: By the requirement.
+        let drained = unsafe { &mut *self.rx.get() }.ring.finish();
+        if drained.signal {
+            bump(&self.stats().intr_in_full);
+            self.signal_host();
+        }
+        drained.more && !self.broken.load(Ordering::Relaxed)
+    }
+
+    /// # Safety
+    /// The caller holds the receiving side, and gives it up.
+    pub(crate) unsafe fn release_receiver(&self) {
+        self.rx_busy.store(false, Ordering::Release);
+    }
+
+    // --- Callbacks.
+
+    /// Asks the host not to interrupt, from the interrupt handler: the receiving side may be in use on another CPU, which
+    /// will set or clear the word as it needs.
+    #[inline]
+    pub(crate) fn mask_from_interrupt(&self) {
+        self.in_view.store(ControlWord::InterruptMask, 1);
+    }
+
+    /// Calls the handler. Returns true when it must be called again because more came in. In the interrupt handler or the
+    /// channel's tasklet, while the channel is published.
+    pub(crate) fn run_handler(&self) -> bool {
+        let Some(mut rx) = self.try_receiver() else {
+            // The driver has it, and will look for itself.
+            return false;
+        };
+        match self.callback.mode {
+            CallbackMode::Isr => {
+                // SAFETY: The channel is open.
+                unsafe { (self.callback.func)(self.callback.ctx, &mut rx) };
+                false
+            }
+            mode => {
+                if mode == CallbackMode::Batched {
+                    // SAFETY: `rx` holds the receiving side.
+                    unsafe { self.mask() };
+                }
+                // SAFETY: The channel is open.
+                unsafe { (self.callback.func)(self.callback.ctx, &mut rx) };
+                // SAFETY: `rx` holds the receiving side.
+                unsafe { self.finish_read() }
+            }
+        }
+    }
+
+    // --- Statistics.
+
+    /// Control words of the outgoing (`true`) or the incoming ring, for sysfs.
+    pub(crate) fn view(&self, outgoing: bool) -> RingView {
+        if outgoing {
+            self.out_view
+        } else {
+            self.in_view
+        }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for OpenCore {
+    fn drop(self: Pin<&mut Self>) {
+        let this = self.project();
+        // SAFETY: Dropped here and nowhere else.
+        let (maps, pages) = unsafe { (ManuallyDrop::take(this.maps), ManuallyDrop::take(this.pages)) };
+        drop(maps);
+        // Nobody else can hold the lock.
+        if *this.shared.lock() == Shared::No {
+            drop(pages);
+        } else {
+            pages.leak();
+        }
+    }
+}

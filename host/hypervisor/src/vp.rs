@@ -277,7 +277,7 @@ impl Vp {
                 return;
             }
             fence(Ordering::SeqCst);
-            occupied = ram.load_u32(slot, Ordering::SeqCst).map_or(true, |kind| kind != 0);
+            occupied = ram.load_u32(slot, Ordering::SeqCst) != Ok(0);
         }
         if occupied {
             return;

@@ -26,6 +26,8 @@ pub struct Env {
     pub modules: PathBuf,
     /// `HV_LOGS`: where logs go.
     pub logs: PathBuf,
+    /// `HV_STATE`: this checkout's place in the cache, seen alike from inside and outside of the build tree.
+    pub state: PathBuf,
     /// `HV_SOURCE`: the checkout (suite `unit`).
     pub source: PathBuf,
 }
@@ -45,6 +47,7 @@ impl Env {
             ssdt: existing("HV_SSDT")?,
             modules: existing("HV_MODULES")?,
             logs: path("HV_LOGS")?,
+            state: path("HV_STATE")?,
             source: existing("HV_SOURCE")?,
         })
     }
@@ -77,11 +80,30 @@ impl TempDir {
     /// When it cannot be made.
     pub fn new() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("hv-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        // Left over from a process with the same id that was killed.
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir(&path).with_context(|| path.display().to_string())?;
+        loop {
+            let name = format!("hv-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let path = std::env::temp_dir().join(name);
+            match std::fs::create_dir(&path) {
+                Ok(()) => return Ok(Self(path)),
+                // Left over from a process with the same id that was killed; the next number is free.
+                Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(err) => return Err(err).context(path.display().to_string()),
+            }
+        }
+    }
+
+    /// Makes or takes over the directory at `path`; for what has one place, and one user at a time.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn at(path: PathBuf) -> Result<Self> {
+        match std::fs::remove_dir_all(&path) {
+            Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                return Err(err).context(path.display().to_string())
+            }
+            _ => {}
+        }
+        std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
         Ok(Self(path))
     }
 

@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod console;
 pub mod cpio;
+pub mod demo;
 pub mod env;
 pub mod qmp;
 pub mod runner;

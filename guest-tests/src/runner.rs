@@ -311,6 +311,7 @@ mod tests {
             ssdt: none(),
             modules: none(),
             logs: none(),
+            state: none(),
             source: none(),
         }
     }

@@ -177,7 +177,7 @@ impl Vm {
     pub fn boot(env: &Env, config: VmConfig) -> Result<Self> {
         let logs = env.logs.join(&config.name);
         fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
-        let dir = TempDir::new()?;
+        let dir = if config.interactive { shared_dir(env)? } else { TempDir::new()? };
         let initrd = dir.path().join("initrd");
         write_initrd(env, &config, &initrd)?;
 
@@ -643,6 +643,22 @@ impl Listener {
             }
         }
     }
+}
+
+/// A directory for sockets that is seen from outside of the build tree as well, so that hvctl reaches the host from
+/// another terminal.
+fn shared_dir(env: &Env) -> Result<TempDir> {
+    let free = (1..)
+        .map(|number| env.state.join(format!("vm{number}")))
+        // A socket file outlives its QEMU when that was killed; nobody answers then.
+        .find(|dir| UnixStream::connect(dir.join("control.sock")).is_err());
+    let dir = free.context("no name for a directory left")?;
+    // sun_path of struct sockaddr_un, with its terminating zero.
+    const LONGEST: usize = 107;
+    if dir.join("console.sock").as_os_str().len() > LONGEST {
+        bail!("{} is too long for a socket; use a shorter XDG_CACHE_HOME", dir.display());
+    }
+    TempDir::at(dir)
 }
 
 /// Base archive and overlay, one after the other; the kernel unpacks both.

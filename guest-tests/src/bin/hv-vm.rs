@@ -16,10 +16,10 @@ In the guest: /lib/modules-rs holds the Rust modules (insmod hv_vmbus_rs.ko, the
 loads the kernel's own, lsvmbus lists the devices.
 
 The host listens on a control socket, whose path is printed at the start; from another terminal:
-    scripts/hvctl --socket PATH status
-    scripts/hvctl --socket PATH channels
-    scripts/hvctl --socket PATH rescind heartbeat
-    scripts/hvctl --socket PATH --help
+    scripts/enter hvctl --socket PATH status
+    scripts/enter hvctl --socket PATH channels
+    scripts/enter hvctl --socket PATH rescind heartbeat
+    scripts/enter hvctl --help
 Under --profile, `profile-mark` and `profile-read` bracket what is to be measured.";
 
 /// Boot a guest under the emulated Hyper-V host, with its console on this terminal.
@@ -43,9 +43,10 @@ struct Args {
     #[arg(long, value_name = "X.Y", default_value = "6.0",
           value_parser = ["4.0", "4.1", "5.0", "5.1", "5.2", "5.3", "6.0"])]
     vmbus_version: String,
-    /// Kernel image instead of the one that scripts/setup chose. Its modules are not in the guest.
+    /// Kernel image of your own. Its modules are not in the guest. (--kernel VERSION, before the other options, chooses
+    /// one of Debian's.)
     #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
+    kernel_image: Option<PathBuf>,
     /// More words for the kernel command line. Repeatable.
     #[arg(long, value_name = "WORDS")]
     append: Vec<String>,
@@ -78,7 +79,7 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<()> {
     let env = Env::from_env()?;
-    for file in args.disk.iter().chain(&args.kernel) {
+    for file in args.disk.iter().chain(&args.kernel_image) {
         std::fs::metadata(file).with_context(|| file.display().to_string())?;
     }
     let config = VmConfig {
@@ -89,7 +90,7 @@ fn run(args: Args) -> Result<()> {
         disks: args.disk,
         network: args.network,
         profile: args.profile,
-        kernel: args.kernel,
+        kernel: args.kernel_image,
         plain: args.plain,
         interactive: true,
         qemu_args: args.qemu_args,

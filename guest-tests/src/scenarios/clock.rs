@@ -51,7 +51,7 @@ fn quiet(vm: &Vm) -> Result<()> {
 }
 
 /// Waits until the guest's clock is right; says how long it took.
-fn becomes_right(vm: &Vm, begin: Instant) -> Result<(Duration, ClockOffset)> {
+pub fn becomes_right(vm: &Vm, begin: Instant) -> Result<(Duration, ClockOffset)> {
     loop {
         let offset = vm.clock_offset()?;
         let took = begin.elapsed();
@@ -64,22 +64,36 @@ fn becomes_right(vm: &Vm, begin: Instant) -> Result<(Duration, ClockOffset)> {
     }
 }
 
+/// How a freeze ended.
+pub struct Frozen {
+    /// From the VM's going on to the clock's being right.
+    pub took: Duration,
+    /// How right it is.
+    pub offset: ClockOffset,
+}
+
+/// Stops the VM for a while; the host sends a marked sample by itself when it goes on.
+pub fn freeze_and_correct(vm: &Vm, length: Duration) -> Result<Frozen> {
+    // Right before the freeze, so that the freeze alone makes the difference.
+    timesync(vm, Some(SampleKind::Sync), Some(0), Some(true))?;
+    becomes_right(vm, Instant::now())?;
+    let before = vm.host().timesync()?;
+    vm.qmp.stop()?;
+    vm.qmp.event("STOP", SOON)?;
+    // The length of the freeze is what is tested; nothing happens in it that could be waited for.
+    std::thread::sleep(length);
+    vm.qmp.cont()?;
+    let (took, offset) = becomes_right(vm, Instant::now())?;
+    let after = vm.host().timesync()?;
+    ensure!(after.stops_seen > before.stops_seen, "the host did not notice the stop");
+    ensure!(after.syncs > before.syncs, "the host sent no marked sample after the stop");
+    Ok(Frozen { took, offset })
+}
+
 fn freeze(ctx: &Ctx) -> Result<()> {
     let length = Duration::from_secs(ctx.count(60, 8));
     ctx.connected(ctx.config().smp(2), |vm| {
-        // Right before the freeze, so that the freeze alone makes the difference.
-        timesync(vm, Some(SampleKind::Sync), Some(0), None)?;
-        becomes_right(vm, Instant::now())?;
-        let before = vm.host().timesync()?;
-        vm.qmp.stop()?;
-        vm.qmp.event("STOP", SOON)?;
-        // The length of the freeze is what is tested; nothing happens in it that could be waited for.
-        std::thread::sleep(length);
-        vm.qmp.cont()?;
-        let (took, offset) = becomes_right(vm, Instant::now())?;
-        let after = vm.host().timesync()?;
-        ensure!(after.stops_seen > before.stops_seen, "the host did not notice the stop");
-        ensure!(after.syncs > before.syncs, "the host sent no marked sample after the stop");
+        let Frozen { took, offset } = freeze_and_correct(vm, length)?;
         vm.beats(10)?;
         ctx.figure(format!(
             "frozen {} s, right (off by {:.1} ms) after {:.0} ms",

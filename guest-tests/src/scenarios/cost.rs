@@ -67,7 +67,15 @@ fn cost(ctx: &Ctx) -> Result<()> {
 }
 
 /// Measures a guest that was booted with [`TRACE_INIT`] and has its drivers loaded.
-pub fn measure(vm: &Vm, beats: u32) -> Result<Cost> {
+fn measure(vm: &Vm, beats: u32) -> Result<Cost> {
+    let (to_version_us, to_offers_us) = init_times(vm)?;
+    let (hypercalls, interrupts, longest_us) = heartbeat_cost(vm, beats)?;
+    Ok(Cost { to_version_us, to_offers_us, hypercalls, interrupts, longest_us })
+}
+
+/// From the start of the bus driver's initialisation to the line "Vmbus version:", and to its end, in microseconds of
+/// the guest's clock. The guest was booted with [`TRACE_INIT`].
+pub fn init_times(vm: &Vm) -> Result<(u64, u64)> {
     let init = match vm.config.drivers {
         Drivers::C => "hv_acpi_init",
         _ => "[hv_vmbus_rs]",
@@ -83,15 +91,7 @@ pub fn measure(vm: &Vm, beats: u32) -> Result<Cost> {
     let start = at("the start of the initialisation", &|text| text.starts_with("calling ") && text.contains(init))?;
     let version = at("Vmbus version", &|text| text.contains("Vmbus version:"))?;
     let end = at("the end of the initialisation", &|text| text.starts_with("initcall ") && text.contains(init))?;
-
-    let per_beat = heartbeat_cost(vm, beats)?;
-    Ok(Cost {
-        to_version_us: version.saturating_sub(start),
-        to_offers_us: end.saturating_sub(start),
-        hypercalls: per_beat.0,
-        interrupts: per_beat.1,
-        longest_us: per_beat.2,
-    })
+    Ok((version.saturating_sub(start), end.saturating_sub(start)))
 }
 
 /// Hypercalls and interrupts per heartbeat, and the longest round trip in microseconds.

@@ -3,9 +3,9 @@
 //! The guest tests. Each is written once: suite `guest` runs it with the Rust modules, suite `reference` with the
 //! in-tree C drivers on the same host. Where C fails, the host is wrong; where only Rust fails, we are.
 
-mod clock;
+pub(crate) mod clock;
 mod connect;
-mod cost;
+pub(crate) mod cost;
 mod lifecycle;
 mod refusal;
 mod services;

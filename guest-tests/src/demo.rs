@@ -252,7 +252,7 @@ mod tests {
             table(&[row("Boot", "ok", Some(Duration::from_millis(1234))), row("Connect to it", "not run", None)]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "    step           result     time  figure");
-        assert_eq!(lines[1], "  1 Boot           ok         1.2 s  7");
-        assert_eq!(lines[2], "  2 Connect to it  not run           7");
+        assert_eq!(lines[1], "  1 Boot           ok        1.2 s  7");
+        assert_eq!(lines[2], "  2 Connect to it  not run          7");
     }
 }

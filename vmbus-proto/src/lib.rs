@@ -44,7 +44,9 @@ compile_error!("vmbus-proto supports little-endian machines only");
 #[macro_use]
 mod macros;
 
+pub mod channel;
 pub mod class;
+pub mod connection;
 pub mod gpadl;
 pub mod guid;
 pub mod ic;
@@ -53,6 +55,7 @@ pub mod packet;
 pub mod range;
 pub mod ring;
 pub mod tlfs;
+pub mod util;
 pub mod version;
 
 pub use guid::Guid;

@@ -86,11 +86,21 @@ pub(crate) struct Vp {
     /// Reference time of the earliest timer, `u64::MAX` for none. Written under `state`.
     next_due: AtomicU64,
     pub(crate) counters: VpCounters,
+    /// Lets a test act as the guest in the middle of a delivery.
+    #[cfg(test)]
+    slot_found_occupied: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 impl Vp {
     pub(crate) fn new(index: VpIndex) -> Self {
-        Self { index, state: Mutex::default(), next_due: AtomicU64::new(u64::MAX), counters: VpCounters::default() }
+        Self {
+            index,
+            state: Mutex::default(),
+            next_due: AtomicU64::new(u64::MAX),
+            counters: VpCounters::default(),
+            #[cfg(test)]
+            slot_found_occupied: Mutex::default(),
+        }
     }
 
     /// State as after power-on. RAM is left alone.
@@ -271,6 +281,10 @@ impl Vp {
         let Ok(mut occupied) = ram.load_u32(slot, Ordering::SeqCst).map(|kind| kind != 0) else { return };
         if occupied {
             counters.synic_messages_waited.add();
+            #[cfg(test)]
+            if let Some(guest) = &*self.slot_found_occupied.lock() {
+                guest();
+            }
             // Dekker: we set "pending", then look at the slot; the guest clears the slot, then looks at "pending" (Linux
             // vmbus_signal_eom). At least one of the two sees the other's write.
             if ram.fetch_or_u8(slot + FLAGS_OFFSET, FLAG_MESSAGE_PENDING, Ordering::SeqCst).is_err() {

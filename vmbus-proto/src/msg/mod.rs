@@ -19,6 +19,8 @@ use crate::version::{FeatureFlags, VmbusVersion};
 mod guest;
 mod host;
 mod parse;
+#[cfg(test)]
+mod tests;
 
 pub use guest::*;
 pub use host::*;

@@ -264,8 +264,8 @@ int hv_rs_walk_windows(struct platform_device *pdev, void (*range)(void *ctx, u6
 
 	if (!adev)
 		return -ENODEV;
-	if (ACPI_FAILURE(acpi_walk_resources(adev->handle, METHOD_NAME__CRS, hv_rs_walk_one, &w)))
-		return -ENODEV;
+	/* Not every firmware gives the device itself a _CRS. */
+	acpi_walk_resources(adev->handle, METHOD_NAME__CRS, hv_rs_walk_one, &w);
 	for (adev = acpi_dev_parent(adev); adev && adev->handle != ACPI_ROOT_OBJECT && !found(ctx);
 	     adev = acpi_dev_parent(adev))
 		acpi_walk_resources(adev->handle, METHOD_NAME__CRS, hv_rs_walk_one, &w);

@@ -1,23 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Drivers of Hyper-V's utility devices: heartbeat, guest shutdown, time synchronisation.
-#![forbid(unsafe_code)]
+//! Hyper-V utilities.
 
-mod driver;
-mod heartbeat;
-mod ic;
-mod shutdown;
-mod timesync;
+use kernel::prelude::*;
 
-hv_vmbus::module_param_bool!(
-    timesync_implicit,
-    "If set treat SAMPLE as SYNC when clock is behind"
-);
+struct Utils;
 
-hv_vmbus::module_vmbus_driver! {
-    type: driver::UtilsDriver,
+impl kernel::Module for Utils {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        Ok(Utils)
+    }
+}
+
+module! {
+    type: Utils,
     name: "hv_utils_rs",
     authors: ["hyperv-rs contributors"],
-    description: "Hyper-V Utilities",
+    description: "utils",
     license: "GPL",
 }

@@ -4,8 +4,7 @@
 
 # Directories of this checkout in the cache: two checkouts do not share objects.
 checkout_dirs() {
-	local dir
-	dir=$HV_CACHE/checkouts/${HV_ROOT##*/}-$(short_hash <<<"$HV_ROOT")
+	local dir=$HV_CACHE/checkouts/$CHECKOUT_NAME
 	export HV_STATE=$dir HV_SOURCE=$HV_ROOT HV_LOGS=$dir/logs
 	export CARGO_HOME=$HV_CACHE/cargo CARGO_TARGET_DIR=$dir/target
 	mkdir -p "$HV_LOGS" "$CARGO_HOME" "$CARGO_TARGET_DIR"
@@ -37,22 +36,36 @@ export_environment() {
 HV_IN_IMAGE=/hv/image
 HV_TARGET=x86_64-unknown-linux-gnu
 
-# in_tree CMD…: CMD in the finished tree, in the checkout, with all of the above.
+# in_tree [--here] CMD…: CMD in the finished tree, with all of the above; in the checkout, or with
+# --here in the caller's directory, so that file names given by the user mean what they say.
 in_tree() {
-	inside "$TREE" --bind "$HV_CACHE" --bind "$HV_ROOT" --bind "$KERNEL:$HV_IN_KERNEL" \
-		${KDIR:+--bind "$KDIR:$HV_IN_KDIR"} ${IMAGE:+--bind "$IMAGE:$HV_IN_IMAGE"} --cd "$HV_ROOT" "$@"
+	local args=() dir=$HV_ROOT
+	if [[ ${1-} == --here ]]; then
+		shift
+		case $PWD/ in
+		/ | /usr/* | /etc/* | /bin/* | /sbin/* | /lib*/* | /proc/* | /sys/* | /dev/* | /run/* | /hv/*) ;;
+		*) args+=(--bind "$PWD") dir=$PWD ;;
+		esac
+	fi
+	# Programs are built while the stages of the kernel's half are still being made.
+	[[ ! -d $KDIR ]] || args+=(--bind "$KDIR:$HV_IN_KDIR")
+	[[ ! -d $IMAGE ]] || args+=(--bind "$IMAGE:$HV_IN_IMAGE")
+	inside "$TREE" ${args[@]+"${args[@]}"} --bind "$HV_CACHE" --bind "$HV_ROOT" --bind "$KERNEL:$HV_IN_KERNEL" \
+		--cd "$dir" "$@"
 }
 
 # Programs: the host plugin, tools and tests; then the agent, static, for the guest.
 build_programs() {
+	# shellcheck disable=SC2016 # expanded by the inner shell
 	run_logged programs "building the host, the tools and the agent" "$HV_LOGS/cargo.log" in_tree sh -ec '
-		export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static"
 		cargo build --locked --release --workspace --exclude guest-agent
-		cargo build --locked --release -p guest-agent --target "$1"
-		if ! [ "$2" -nt host/qemu/vmbus.asl ]; then
-			iasl -f -p "${2%.aml}.new" host/qemu/vmbus.asl
-			mv "${2%.aml}.new.aml" "$2"
-		fi' sh "$HV_TARGET" "$HV_STATE/vmbus.aml"
+		CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
+			cargo build --locked --release -p guest-agent --target "$1"
+		mkdir -p "$HV_STATE/help"
+		for program in hv-demo hv-test hv-vm; do
+			[ ! -x "$HV_BIN/$program" ] || "$HV_BIN/$program" --help >"$HV_STATE/help/$program"
+		done
+		[ "$2" -nt host/qemu/vmbus.asl ] || sh scripts/lib/aml host/qemu/vmbus.asl "$2"' sh "$HV_TARGET" "$HV_STATE/vmbus.aml"
 }
 
 # The kernel modules, by the Makefile that anyone may use by hand.

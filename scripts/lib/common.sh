@@ -8,7 +8,7 @@ die() {
 	exit 2
 }
 
-say() { printf '%s\n' "$*" >&2; }
+say() { line '%s' "$*"; }
 
 # Seconds since the epoch with a tenth, without a process.
 now() { local t=$EPOCHREALTIME; printf '%s' "${t%?????}"; }
@@ -32,22 +32,69 @@ run_logged() {
 	local name=$1 what=$2 log=$3 t rc=0
 	shift 3
 	t=$(now)
-	printf '%-10s %s …\n' "$name" "$what" >&2
 	mkdir -p "${log%/*}"
+	: >"$log"
+	line '%-10s %s …' "$name" "$what"
+	running_begin "$name" "$log"
 	"$@" >"$log" 2>&1 </dev/null || rc=$?
+	running_end "$name"
 	if ((rc == 0)); then
-		printf '%-10s done in %s\n' "$name" "$(since "$t")" >&2
+		line '%-10s done in %s' "$name" "$(since "$t")"
 		return 0
 	fi
 	# A stage that knows the cause says it on a line of its own.
 	local cause
 	cause=$(sed -n 's/^CAUSE: //p' "$log" | tail -n 1)
-	{
-		printf '\n%-10s FAILED after %s%s\n' "$name" "$(since "$t")" "${cause:+: $cause}"
-		tail -n 12 "$log" | grep -v '^CAUSE: ' | sed 's/^/    | /'
-		printf '    log: %s\n' "$log"
-	} >&2
+	[[ -n $cause ]] || ! grep -q 'No space left on device' "$log" || cause="no disk space"
+	line '\n%-10s FAILED after %s%s' "$name" "$(since "$t")" "${cause:+: $cause}"
+	tail -n 15 "$log" | grep -v '^CAUSE: ' | sed 's/^/    | /' >&2 || true
+	line '    log: %s' "$log"
 	return "$rc"
+}
+
+# A line of progress; on a terminal it first wipes the ticker's.
+line() {
+	local format=$1
+	shift
+	# shellcheck disable=SC2059 # the caller's format
+	printf "${HV_TICKER:+\r\e[K}$format\n" "$@" >&2
+}
+
+# On a terminal, a last line tells what is running, for how long, and the end of its log.
+running_begin() {
+	[[ -n ${HV_TICKER-} ]] || return 0
+	ln -sfn "$2" "$HV_TICKER/$1"
+}
+running_end() {
+	[[ -n ${HV_TICKER-} ]] || return 0
+	rm -f "$HV_TICKER/$1"
+}
+ticker_start() {
+	[[ -t 2 ]] || return 0
+	HV_TICKER=$HV_CACHE/logs/.running
+	rm -rf "$HV_TICKER"
+	mkdir -p "$HV_TICKER"
+	(
+		trap - INT TERM
+		while sleep 1; do
+			text=
+			for link in "$HV_TICKER"/*; do
+				[[ -L $link ]] || continue
+				last=$(tail -c 400 "$link" 2>/dev/null | tr -c '[:print:]\n' ' ' | grep . | tail -n 1) || last=
+				text+="${text:+ | }${link##*/} $((EPOCHSECONDS - $(stat -c %Y "$link"))) s: ${last:0:50}"
+			done
+			[[ -z $text ]] || printf '\r\e[K%s' "${text:0:$(($(tput cols 2>/dev/null || echo 80) - 1))}" >&2
+		done
+	) &
+	HV_TICKER_PID=$!
+}
+ticker_stop() {
+	[[ -n ${HV_TICKER-} ]] || return 0
+	kill "$HV_TICKER_PID" 2>/dev/null || true
+	wait "$HV_TICKER_PID" 2>/dev/null || true
+	rm -rf "$HV_TICKER"
+	printf '\r\e[K' >&2
+	HV_TICKER=
 }
 
 # stage NAME KEY WHAT CHECK SCRIPT [VAR=VALUE…]

@@ -13,10 +13,15 @@ export HV_SCRIPTS HV_ROOT
 # shellcheck source=scripts/lib/build.sh
 . "$HV_SCRIPTS/lib/build.sh"
 
+# This checkout's directory in the cache.
+CHECKOUT_NAME=$(short_hash <<<"$HV_ROOT")
+CHECKOUT_NAME=${HV_ROOT##*/}-$CHECKOUT_NAME
+
 # Re-runs the front as root in a pid and mount namespace. When any process of the chain dies,
 # all of it dies: no QEMU and no mount outlives an interrupted run.
 enter_namespace() {
 	[[ -z ${HYPERV_RS_INSIDE-} ]] || { trap 'exit 130' INT; trap 'exit 143' TERM; return 0; }
+	[[ ! -e $HV_IN_KERNEL ]] || die "this runs on the machine, not in the tree of scripts/enter"
 	[[ $(uname -m) == x86_64 ]] || die "this needs an x86-64 machine, not $(uname -m)"
 	local cache=${XDG_CACHE_HOME:-${HOME:?}/.cache}
 	[[ $cache == /* ]] || die "XDG_CACHE_HOME is '$cache', which is no absolute path"
@@ -46,38 +51,99 @@ enter_namespace() {
 	exit "$rc"
 }
 
+# The cache and its two locks: `lock` is held by the one run that sets up, `use` is shared by all that
+# use what is there, and taken alone to remove things. Locks go with the processes that hold them.
 open_cache() {
 	export HV_CACHE=$XDG_CACHE_HOME/hyperv-rs
 	mkdir -p "$HV_CACHE/logs"
-	exec {HV_LOCK}>>"$HV_CACHE/lock"
-}
-
-# One set-up at a time; the lock goes when the last holder of the descriptor is gone.
-lock_cache() {
-	flock -n "$HV_LOCK" && return 0
-	say "another run is setting up in $HV_CACHE; waiting for it"
-	flock "$HV_LOCK"
+	exec {HV_LOCK}>>"$HV_CACHE/lock" {HV_USE_LOCK}>>"$HV_CACHE/use"
+	if ! flock -n "$HV_LOCK"; then
+		say "another run is setting up in $HV_CACHE; waiting for it"
+		flock "$HV_LOCK"
+	fi
+	if flock -n "$HV_USE_LOCK"; then
+		prune
+	fi
+	flock -s "$HV_USE_LOCK"
 }
 
 unlock_cache() { flock -u "$HV_LOCK"; }
+
+# One build at a time in a checkout; jobs of one run share the lock.
+lock_checkout() {
+	flock -n "$HV_BUILD_LOCK" && return 0
+	say "another run is building this checkout; waiting for it"
+	flock "$HV_BUILD_LOCK"
+}
+
+# Removes what an interrupted run left, stages but the two last used of a kind, what was not used for
+# a month, and what belongs to checkouts that are gone.
+prune() {
+	local dir stage family
+	rm -rf --one-file-system "$HV_CACHE"/*/.tmp.*
+	for stage in base tree kernel artifacts image; do
+		declare -A seen=()
+		while IFS= read -r dir; do
+			family=${dir##*/}
+			family=${family%-*}
+			[[ $stage != base && $stage != tree ]] || family=$stage
+			seen[$family]=$((${seen[$family]-0} + 1))
+			if ((seen[$family] > 2)) || [[ -n $(find "$dir" -maxdepth 0 -mtime +30) ]]; then
+				rm -rf --one-file-system "$dir"
+			fi
+		done < <(find "$HV_CACHE/$stage" -mindepth 1 -maxdepth 1 -type d -printf '%T@ %p\n' 2>/dev/null |
+			sort -rn | cut -d' ' -f2-)
+		unset seen
+	done
+	for dir in "$HV_CACHE"/checkouts/*/; do
+		if [[ -s $dir/path && ! -d $(cat "$dir/path") ]]; then
+			rm -rf --one-file-system "$dir"
+		fi
+	done
+}
+
+# What the cache holds, for scripts/setup --status.
+status() {
+	local stage dir
+	printf 'cache: %s\n' "$HV_CACHE"
+	for stage in base kernel tree artifacts image checkouts; do
+		for dir in "$HV_CACHE/$stage"/*/; do
+			[[ -d $dir ]] || continue
+			printf '%-10s %-45s %8s  used %s\n' "$stage" "$(basename "$dir")" \
+				"$(du -sh "$dir" | cut -f1)" "$(date -r "$dir" '+%F %H:%M')"
+		done
+	done
+	for dir in "$HV_CACHE"/kernels/*; do
+		[[ -s $dir && $dir != */packages ]] || continue
+		printf '%-10s %-45s %s\n' choice "--kernel ${dir##*/}" "$(sed -n 's/^KREL=//p' "$dir")"
+	done
+}
+
+# Removes the cache, for scripts/setup --clean.
+clean() {
+	flock -n "$HV_USE_LOCK" || die "the cache is in use by another run"
+	find "$HV_CACHE" -mindepth 1 -maxdepth 1 ! -name lock ! -name use -exec rm -rf --one-file-system {} +
+	rm -f "$HV_CACHE/lock" "$HV_CACHE/use"
+	rmdir "$HV_CACHE"
+}
 
 # usage: the comment at the head of the front.
 usage() { sed -n '/^# Usage/,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 
 # program_help PROGRAM: the head of the front, then the program's own help if it is built.
 program_help() {
-	local cache=${XDG_CACHE_HOME:-$HOME/.cache}/hyperv-rs
+	local dir=${XDG_CACHE_HOME:-$HOME/.cache}/hyperv-rs/checkouts/$CHECKOUT_NAME
 	usage
-	local dir=$cache/checkouts/${HV_ROOT##*/}-$(short_hash <<<"$HV_ROOT")
-	if [[ -x $dir/target/release/$1 ]]; then "$dir/target/release/$1" --help 2>/dev/null || true; fi
+	if [[ -s $dir/help/$1 ]]; then
+		echo
+		cat "$dir/help/$1"
+	fi
 	exit 0
 }
 
-# run_program PROGRAM ARG…: sets up, then runs one of the programs of guest-tests in the tree.
-# Takes --kernel for itself, as it decides what is set up.
-run_program() {
-	local program=$1 args=() all=("${@:2}") rc=0
-	shift
+# take_kernel ARG…: the option --kernel is set-up's own, the rest is left in ARGS.
+take_kernel() {
+	ARGS=()
 	while (($#)); do
 		case $1 in
 		--kernel)
@@ -86,16 +152,23 @@ run_program() {
 			shift
 			;;
 		--kernel=*) export HYPERV_RS_KERNEL=${1#*=} ;;
-		*) args+=("$1") ;;
+		*) ARGS+=("$1") ;;
 		esac
 		shift
 	done
-	enter_namespace ${all[@]+"${all[@]}"}
+}
+
+# run_program PROGRAM ARG…: sets up, builds, and runs one of the programs of guest-tests in the tree.
+run_program() {
+	local program=$1 rc=0
+	shift
+	take_kernel "$@"
+	enter_namespace "$@"
 	open_cache
 	checkout_dirs
-	lock_cache
-	setup --build || exit 1
-	unlock_cache
-	in_tree "$HV_BIN/$program" ${args[@]+"${args[@]}"} || rc=$?
+	ticker_start
+	setup --build || { ticker_stop; exit 1; }
+	ticker_stop
+	in_tree --here "$HV_BIN/$program" ${ARGS[@]+"${ARGS[@]}"} || rc=$?
 	exit "$rc"
 }

@@ -18,7 +18,7 @@ HV_KCONFIG=config.amd64_none_$HV_FLAVOUR
 HV_PACKAGES="gcc libc6-dev make flex bison bc kmod cpio xz-utils zstd rsync dwarves
 	libelf-dev/$HV_SUITE libdw-dev/$HV_SUITE libssl-dev
 	bindgen clang-19 lld-19 llvm-19 python3-minimal busybox-static
-	acpica-tools e2fsprogs qemu-system-x86 qemu-utils"
+	acpica-tools shellcheck e2fsprogs qemu-system-x86 qemu-utils"
 
 # Stock modules that guest tests may load: whole directories end in a slash.
 HV_GUEST_MODULES="drivers/hv/ drivers/net/hyperv/ hv_storvsc drivers/uio/ drivers/ptp/ pci-hyperv
@@ -173,10 +173,19 @@ setup_tree() {
 		BASE="${BASE-}" PACKAGES="$TREE_PACKAGES"
 }
 
+# all_of N: waits for N background jobs, or for the first that fails: then its status is returned
+# at once, and what still runs ends with the front. (The ticker, a job too, never ends by itself.)
+all_of() {
+	local -i n
+	for ((n = 0; n < $1; n++)); do
+		wait -n || return
+	done
+}
+
 # setup [--build]: everything up to a bootable base, and with --build the checkout's programs and
-# modules. Sets TREE KERNEL KDIR IMAGE (directories outside the tree).
+# modules. Sets TREE KERNEL KDIR IMAGE (directories outside the tree). Gives the cache's lock back.
 setup() {
-	local name key programs='' rc=0
+	local name key
 	choose_kernel || return
 	TREE_PACKAGES="$HV_PACKAGES gcc-$KGCC"
 	for name in rustc rust-src libstd-rust-dev cargo rustfmt rust-clippy; do
@@ -190,36 +199,34 @@ setup() {
 		setup_base || return
 		# Two halves that wait for the network and for one CPU each.
 		setup_kernel &
-		name=$!
-		setup_tree || rc=$?
-		wait "$name" || rc=$?
-		((rc == 0)) || return "$rc"
+		setup_tree &
+		all_of 2 || return
 	fi
+	# What is in use is not pruned.
+	touch -c "$TREE" "$KERNEL"
+	key=$({ script_text "$HV_SCRIPTS/stages/artifacts"; echo "$KERNEL_KEY $TREE_KEY"; } | short_hash)
+	KDIR=$HV_CACHE/artifacts/$KREL-$key
+	key=$({ script_text "$HV_SCRIPTS/stages/image"; echo "$KERNEL_KEY $TREE_KEY $HV_GUEST_MODULES"; } | short_hash)
+	IMAGE=$HV_CACHE/image/$KREL-$key
 	export_environment
 	if [[ ${1-} == --build ]]; then
-		build_programs &
-		programs=$!
+		# The two halves share the lock of this checkout; that of the cache is given back as soon as
+		# no stage is left to make.
+		{ lock_checkout && build_programs; } &
+		{ setup_artifacts && setup_image && unlock_cache && lock_checkout && build_modules; } &
+		all_of 2 || return
+		flock -u "$HV_BUILD_LOCK"
+	else
+		setup_artifacts && setup_image && unlock_cache
 	fi
-	setup_artifacts && setup_image || rc=$?
-	if [[ -n $programs ]]; then
-		((rc != 0)) || build_modules || rc=$?
-		wait "$programs" || rc=$?
-	fi
-	return "$rc"
 }
 
 setup_artifacts() {
-	local key
-	key=$KREL-$({ script_text "$HV_SCRIPTS/stages/artifacts"; echo "$KERNEL_KEY $TREE_KEY"; } | short_hash)
-	KDIR=$HV_CACHE/artifacts/$key
-	stage artifacts "$key" "Rust metadata of Linux $KREL" Module.symvers "$HV_SCRIPTS/stages/artifacts" \
+	stage artifacts "${KDIR##*/}" "Rust metadata of Linux $KREL" Module.symvers "$HV_SCRIPTS/stages/artifacts" \
 		TREE="$TREE" KERNEL="$KERNEL" KREL="$KREL" KCC="$HV_KCC"
 }
 
 setup_image() {
-	local key
-	key=$KREL-$({ script_text "$HV_SCRIPTS/stages/image"; echo "$KERNEL_KEY $TREE_KEY $HV_GUEST_MODULES"; } | short_hash)
-	IMAGE=$HV_CACHE/image/$key
-	stage image "$key" "guest image" base.cpio "$HV_SCRIPTS/stages/image" \
+	stage image "${IMAGE##*/}" "guest image" base.cpio "$HV_SCRIPTS/stages/image" \
 		TREE="$TREE" KERNEL="$KERNEL" KREL="$KREL" MODULES="$HV_GUEST_MODULES"
 }

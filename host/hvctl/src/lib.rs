@@ -11,6 +11,7 @@
 
 mod client;
 pub mod event;
+pub mod profile;
 pub mod reply;
 pub mod request;
 

@@ -3,10 +3,11 @@
 //! `hvctl`: asks the emulated host things and makes it do things.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hvctl::profile::{ProfileCounts, Symbols};
 use hvctl::{Burst, Client, Command, Error, Fault, RingField, RingSide, SampleKind, ShutdownKind, Until};
 
 mod show;
@@ -100,6 +101,9 @@ enum Cmd {
     Profile {
         /// Start afresh, or read what was counted.
         what: Profile,
+        /// Show the counts per module and function, by the guest's /proc/kallsyms, read as root and copied to this file.
+        #[arg(long, value_name = "FILE")]
+        kallsyms: Option<PathBuf>,
     },
     /// Set the level of the host's log.
     LogLevel {
@@ -408,8 +412,8 @@ fn command(cmd: Cmd) -> Result<Command, Error> {
         Cmd::Reset => Command::Reset,
         Cmd::PowerOff => Command::PowerOff,
         Cmd::Fault { fault: cmd } => Command::Fault { fault: fault(cmd) },
-        Cmd::Profile { what: Profile::Mark } => Command::ProfileMark,
-        Cmd::Profile { what: Profile::Read } => Command::ProfileRead,
+        Cmd::Profile { what: Profile::Mark, .. } => Command::ProfileMark,
+        Cmd::Profile { what: Profile::Read, .. } => Command::ProfileRead,
         Cmd::LogLevel { level } => Command::LogLevel { level },
         Cmd::Watch => Command::Watch,
         Cmd::Raw { request } => serde_json::from_str(&request).map_err(|e| Error::Garbled(e.to_string()))?,
@@ -418,6 +422,10 @@ fn command(cmd: Cmd) -> Result<Command, Error> {
 
 fn run(cli: Cli) -> Result<(), Error> {
     let human = show::for_command(&cli.cmd);
+    let symbols = match &cli.cmd {
+        Cmd::Profile { what: Profile::Read, kallsyms: Some(path) } => Some(symbols(path)?),
+        _ => None,
+    };
     let cmd = command(cli.cmd)?;
     let mut client = Client::connect(&cli.socket)?;
     if cmd == Command::Watch {
@@ -429,11 +437,25 @@ fn run(cli: Cli) -> Result<(), Error> {
         }
     }
     let answer = client.call(cmd)?;
-    let text = if cli.json { answer.to_string() } else { human(&answer) };
+    let text = match symbols {
+        Some(symbols) if !cli.json => report(&symbols, answer)?,
+        _ if cli.json => answer.to_string(),
+        _ => human(&answer),
+    };
     if !text.is_empty() {
         show::line(&text);
     }
     Ok(())
+}
+
+fn symbols(path: &Path) -> Result<Symbols, Error> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::Refused(format!("{}: {e}", path.display())))?;
+    Symbols::parse(&text).map_err(|e| Error::Refused(format!("{}: {e}", path.display())))
+}
+
+fn report(symbols: &Symbols, answer: serde_json::Value) -> Result<String, Error> {
+    let counts: ProfileCounts = serde_json::from_value(answer).map_err(|e| Error::Garbled(e.to_string()))?;
+    Ok(symbols.report(&counts).map_err(|e| Error::Garbled(e.to_string()))?.to_string())
 }
 
 fn main() -> ExitCode {

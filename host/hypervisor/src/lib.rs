@@ -13,7 +13,6 @@ mod msr;
 mod overlay;
 mod partition;
 mod stimer;
-pub mod symbols;
 #[cfg(test)]
 mod testing;
 mod time;

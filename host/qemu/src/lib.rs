@@ -19,9 +19,14 @@ use args::Args;
 use hv_hypervisor::{Config, Hypervisor, Profiler};
 use machine::{QemuMachine, TscSample};
 use memory::CodePages;
-use hv_vmbus_host::HostConfig;
+use hv_vmbus_host::{HostConfig, LogLevelSetter};
 use parking_lot::Mutex;
 use profile::Profile;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::reload;
 
 /// The plugin interface version for which this plugin is built; QEMU looks for the symbol.
 #[no_mangle]
@@ -32,6 +37,8 @@ pub(crate) struct Plugin {
     pub(crate) api: Api,
     variables: Variables,
     args: Args,
+    /// Taken by the VMBus half when it starts.
+    set_log_level: Mutex<Option<LogLevelSetter>>,
     vp_count: u32,
     /// The TSC when the plugin was installed.
     installed: TscSample,
@@ -98,13 +105,13 @@ unsafe fn install(id: u64, info: &Info, argc: c_int, argv: *mut *mut c_char) -> 
     let lacks = |names: Vec<&str>| format!("QEMU {} lacks {}: this plugin is made for QEMU 11.1", api::qemu_version(), names.join(", "));
     let api = Api::load().map_err(lacks)?;
     let variables = Variables::load().map_err(lacks)?;
-    init_log(&args)?;
+    let set_log_level = Mutex::new(Some(init_log(&args)?));
     tracing::info!("QEMU {}, {} vCPUs, arguments {args:?}", api::qemu_version(), info.smp_vcpus);
     let vp_count = u32::try_from(info.smp_vcpus).map_err(|_| "no vCPUs".to_owned())?;
     machine::mark_qemu_thread();
     let profile = args.profile.then(|| Arc::new(Profile::new(api, vp_count)));
     let profiling = profile.is_some();
-    if PLUGIN.set(Plugin { api, variables, args, vp_count, installed, profile, host: OnceLock::new() }).is_err() {
+    if PLUGIN.set(Plugin { api, variables, args, set_log_level, vp_count, installed, profile, host: OnceLock::new() }).is_err() {
         return Err("loaded twice".to_owned());
     }
     let notifier = Box::leak(Box::new(Notifier {
@@ -126,17 +133,22 @@ unsafe fn install(id: u64, info: &Info, argc: c_int, argv: *mut *mut c_char) -> 
     Ok(())
 }
 
-/// Log lines go to the file, or warnings to standard error.
-fn init_log(args: &Args) -> Result<(), String> {
-    let builder = tracing_subscriber::fmt().with_ansi(false).with_target(true).with_thread_names(true);
-    let result = match &args.log {
+/// Log lines go to the file, or warnings to standard error. What is returned changes the level.
+fn init_log(args: &Args) -> Result<LogLevelSetter, String> {
+    let (level, writer) = match &args.log {
         Some(path) => {
             let file = std::fs::File::create(path).map_err(|error| format!("log file {}: {error}", path.display()))?;
-            builder.with_max_level(tracing::Level::DEBUG).with_writer(std::sync::Mutex::new(file)).try_init()
+            (LevelFilter::DEBUG, BoxMakeWriter::new(std::sync::Mutex::new(file)))
         }
-        None => builder.with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).try_init(),
+        None => (LevelFilter::WARN, BoxMakeWriter::new(std::io::stderr)),
     };
-    result.map_err(|error| format!("log: {error}"))
+    let (filter, handle) = reload::Layer::new(level);
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_thread_names(true).with_writer(writer);
+    tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(|error| format!("log: {error}"))?;
+    Ok(Box::new(move |level| {
+        let level: LevelFilter = level.parse().map_err(|_| format!("{level:?} is not error, warn, info, debug or trace"))?;
+        handle.reload(level).map_err(|error| error.to_string())
+    }))
 }
 
 unsafe extern "C" fn on_vcpu_init(index: c_uint, _: *mut c_void) {
@@ -190,6 +202,7 @@ fn start(plugin: &'static Plugin) -> Result<Host, String> {
         HostConfig {
             max_version: plugin.args.vmbus.unwrap_or(defaults.max_version),
             control: plugin.args.control.clone(),
+            set_log_level: plugin.set_log_level.lock().take(),
             ..defaults
         },
         hypervisor.clone(),

@@ -112,7 +112,9 @@ pub enum Action {
         /// The state before.
         was: State,
     },
-    /// About another GPADL of the channel, or another channel.
+    /// About another GPADL of the channel, or another channel. What no channel takes has crossed with a
+    /// release of its relid (the host reuses a relid only after the release, so that nobody else can
+    /// be meant) and is to be ignored.
     NotMine,
     /// Nothing: an answer that crossed with a rescind.
     Late,
@@ -393,6 +395,8 @@ impl Channel {
                     self.go(State::Offered);
                     Action::RingFree
                 }
+                // The rescind and our teardown crossed.
+                State::Rescinded if self.before.ring() == Some(m.gpadl) => Action::Late,
                 _ if self.state.ring() == Some(m.gpadl) => unexpected,
                 _ => Action::NotMine,
             },

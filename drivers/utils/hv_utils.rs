@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Hyper-V utilities.
+//! Drivers of Hyper-V's utility devices: heartbeat, guest shutdown, time synchronisation.
+#![forbid(unsafe_code)]
 
-use kernel::prelude::*;
+mod driver;
+mod heartbeat;
+mod ic;
+mod shutdown;
+mod timesync;
 
-struct Utils;
+hv_vmbus::module_param_bool!(
+    timesync_implicit,
+    "If set treat SAMPLE as SYNC when clock is behind"
+);
 
-impl kernel::Module for Utils {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
-        Ok(Utils)
-    }
-}
-
-module! {
-    type: Utils,
+hv_vmbus::module_vmbus_driver! {
+    type: driver::UtilsDriver,
     name: "hv_utils_rs",
     authors: ["hyperv-rs contributors"],
-    description: "utils",
+    description: "Hyper-V Utilities",
     license: "GPL",
 }

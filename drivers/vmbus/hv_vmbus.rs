@@ -10,6 +10,8 @@
 //! | [`driver`] | the [`Driver`](driver::Driver) trait, [`module_vmbus_driver!`] |
 //! | [`device`] | a device on the bus |
 //! | [`channel`] | opening a device's channel, sending and receiving packets |
+//! | [`services`] | what drivers need of the kernel and `kernel` does not have |
+//! | [`log`] | printing what the host can cause |
 //!
 //! `docs/drivers.md` tells how it works inside.
 
@@ -34,6 +36,7 @@ mod platform;
 mod power;
 mod requests;
 mod ring;
+pub mod services;
 mod sync;
 mod synic;
 mod sysfs;

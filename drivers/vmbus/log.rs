@@ -14,15 +14,16 @@ impl<T: core::fmt::Display> kernel::fmt::Display for Show<T> {
     }
 }
 
-
-/// Lets through 10 messages in 5 seconds, as the kernel's own default does.
-pub(crate) struct Limit {
+/// Lets through 10 messages in 5 seconds, as the kernel's own default does. Meant to be a static; see [`ratelimited!`](crate::ratelimited).
+pub struct Limit {
     start: AtomicU64,
     count: AtomicU32,
 }
 
 impl Limit {
-    pub(crate) const fn new() -> Self {
+    /// A limit of which nothing is used.
+    #[allow(clippy::new_without_default)]
+    pub const fn new() -> Self {
         Self {
             start: AtomicU64::new(0),
             count: AtomicU32::new(0),
@@ -30,7 +31,7 @@ impl Limit {
     }
 
     /// Whether one more message may be printed. Any context.
-    pub(crate) fn allows(&self) -> bool {
+    pub fn allows(&self) -> bool {
         // SAFETY: A counter that is only read.
         let now = unsafe { (&raw const bindings::jiffies).read_volatile() } as u64;
         let start = self.start.load(Ordering::Relaxed);
@@ -53,3 +54,14 @@ macro_rules! pr_warn_limited {
     }};
 }
 pub(crate) use pr_warn_limited;
+
+/// Prints with `$print` (such as `pr_info`), limited by a [`Limit`](crate::log::Limit) for the place where it is written.
+#[macro_export]
+macro_rules! ratelimited {
+    ($print:ident, $($arg:tt)+) => {{
+        static LIMIT: $crate::log::Limit = $crate::log::Limit::new();
+        if LIMIT.allows() {
+            ::kernel::$print!($($arg)+);
+        }
+    }};
+}

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The functions of `services/shim.c`. Kept the same as the C side by hand.
+
+use kernel::ffi::{c_char, c_int, c_void};
+
+/// `struct hv_rs_ptp` of the shim.
+#[repr(C)]
+pub(super) struct Ptp {
+    _opaque: [u8; 0],
+}
+
+/// Reads a clock in ns since 1970; 0, or a negative errno.
+pub(super) type PtpRead = unsafe extern "C" fn(data: *const c_void, ns: *mut u64) -> c_int;
+
+unsafe extern "C" {
+    pub(super) safe fn hv_rs_reference_time() -> u64;
+    pub(super) safe fn hv_rs_orderly_poweroff();
+    pub(super) safe fn hv_rs_orderly_reboot();
+    pub(super) safe fn hv_rs_can_hibernate() -> bool;
+    pub(super) fn hv_rs_ptp_register(
+        name: *const c_char,
+        read: PtpRead,
+        data: *const c_void,
+    ) -> *mut Ptp;
+    pub(super) fn hv_rs_ptp_unregister(ptp: *mut Ptp);
+    /// `dev` is a `struct device`.
+    pub(super) fn hv_rs_uevent(dev: *mut c_void, var: *const c_char) -> c_int;
+}

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the drivers of the utility devices need of the kernel, and `kernel` does not have: safe layers over single functions.
+//! Nothing here knows VMBus.
+
+pub mod clock;
+pub mod deferred;
+mod ffi;
+pub mod param;
+pub mod power;
+pub mod ptp;

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Module parameters that can be changed at run time. Those of `kernel::module!` are read once and not shown in sysfs.
+
+use kernel::sync::atomic::{Atomic, Relaxed};
+
+/// The value of a parameter made by [`module_param_bool!`](crate::module_param_bool).
+///
+/// # Invariants
+///
+/// Holds 0 or 1: `param_set_bool()` writes nothing else.
+#[repr(transparent)]
+pub struct BoolParam(Atomic<i8>);
+
+impl BoolParam {
+    #[doc(hidden)]
+    pub const fn new(default: bool) -> Self {
+        Self(Atomic::new(default as i8))
+    }
+
+    /// The value now. Writers in sysfs are not waited for: a plain byte that the kernel writes at any time.
+    pub fn get(&self) -> bool {
+        self.0.load(Relaxed) != 0
+    }
+
+    #[doc(hidden)]
+    pub const fn as_ptr(&self) -> *mut kernel::ffi::c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+#[doc(hidden)]
+pub const fn modinfo<const N: usize>(text: &str) -> [u8; N] {
+    let text = text.as_bytes();
+    let mut bytes = [0; N];
+    let mut i = 0;
+    while i < N {
+        bytes[i] = text[i];
+        i += 1;
+    }
+    bytes
+}
+
+/// Defines a module parameter of type bool, off by default, which root can change in `/sys/module/MODULE/parameters`
+/// (mode 0644).
+///
+/// ```ignore
+/// module_param_bool!(verbose, "Tell more");
+/// if verbose.get() { … }
+/// ```
+#[macro_export]
+macro_rules! module_param_bool {
+    ($name:ident, $description:literal) => {
+        #[allow(non_upper_case_globals)]
+        pub(crate) static $name: $crate::services::param::BoolParam =
+            $crate::services::param::BoolParam::new(false);
+
+        const _: () = {
+            const PARM: &str = concat!("parm=", stringify!($name), ":", $description, "\0");
+            const TYPE: &str = concat!("parmtype=", stringify!($name), ":bool\0");
+
+            #[link_section = ".modinfo"]
+            #[used]
+            static __PARM: [u8; PARM.len()] = $crate::services::param::modinfo(PARM);
+
+            #[link_section = ".modinfo"]
+            #[used]
+            static __TYPE: [u8; TYPE.len()] = $crate::services::param::modinfo(TYPE);
+
+            #[link_section = "__param"]
+            #[used]
+            static __PARAM: ::kernel::module_param::KernelParam =
+                ::kernel::module_param::KernelParam::new(::kernel::bindings::kernel_param {
+                    name: concat!(stringify!($name), "\0").as_ptr().cast(),
+                    // SAFETY: Only the address is taken; `__this_module` exists as long as this static does.
+                    mod_: unsafe {
+                        ::core::ptr::from_ref(&::kernel::bindings::__this_module).cast_mut()
+                    },
+                    // SAFETY: Only the address is taken of a static of the kernel, which is never written.
+                    ops: unsafe { ::core::ptr::from_ref(&::kernel::bindings::param_ops_bool) },
+                    perm: 0o644,
+                    level: -1,
+                    flags: 0,
+                    __bindgen_anon_1: ::kernel::bindings::kernel_param__bindgen_ty_1 {
+                        arg: $name.as_ptr(),
+                    },
+                });
+        };
+    };
+}

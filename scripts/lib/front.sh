@@ -17,10 +17,16 @@ export HV_SCRIPTS HV_ROOT
 CHECKOUT_NAME=$(short_hash <<<"$HV_ROOT")
 CHECKOUT_NAME=${HV_ROOT##*/}-$CHECKOUT_NAME
 
+# Everything else in the namespace ends with its first process, which is this one.
+interrupted() {
+	[[ -z ${SETTING_UP-} ]] || say "interrupted; the stages that are done are kept"
+	exit "$1"
+}
+
 # Re-runs the front as root in a pid and mount namespace. When any process of the chain dies,
 # all of it dies: no QEMU and no mount outlives an interrupted run.
 enter_namespace() {
-	[[ -z ${HYPERV_RS_INSIDE-} ]] || { trap 'exit 130' INT; trap 'exit 143' TERM; return 0; }
+	[[ -z ${HYPERV_RS_INSIDE-} ]] || { trap 'interrupted 130' INT; trap 'interrupted 143' TERM; return 0; }
 	[[ ! -e $HV_IN_KERNEL ]] || die "this runs on the machine, not in the tree of scripts/enter"
 	[[ $(uname -m) == x86_64 ]] || die "this needs an x86-64 machine, not $(uname -m)"
 	local cache=${XDG_CACHE_HOME:-${HOME:?}/.cache}
@@ -29,25 +35,36 @@ enter_namespace() {
 	# The caller's mirrors for crates, which root may not have.
 	local config=${CARGO_HOME:-$HOME/.cargo}/config.toml
 	if [[ -r $config ]]; then export HYPERV_RS_CARGO_CONFIG=$config; fi
-	local as_root=()
 	if ((EUID != 0)); then
 		command -v sudo >/dev/null || die "root is needed (for chroot and mount), and there is no sudo"
 		sudo -v || die "root is needed (for chroot and mount), and sudo refused"
-		local name
-		as_root=(sudo -- env)
+		local name pass=()
 		for name in ${!HYPERV_RS_@} ${!CARGO_HTTP_@} ${!CARGO_NET_@} ${!CARGO_REGISTR@} ${!CARGO_SOURCE_@} TERM NO_COLOR \
 			http_proxy https_proxy no_proxy all_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY; do
-			[[ -z ${!name-} ]] || as_root+=("$name=${!name}")
+			[[ -z ${!name-} ]] || pass+=("$name=${!name}")
 		done
 		# The cache stays the caller's.
-		as_root+=("XDG_CACHE_HOME=$cache")
-	elif ! unshare --mount --pid --fork true 2>/dev/null; then
-		die "this machine lets not even root make mount and pid namespaces (a container without CAP_SYS_ADMIN?)"
+		local rc=0
+		sudo -- env ${pass[@]+"${pass[@]}"} XDG_CACHE_HOME="$cache" HYPERV_RS_PARENT=$$ \
+			setpriv --pdeathsig KILL bash "$0" "$@" || rc=$?
+		exit "$rc"
 	fi
-	local rc=0
-	${as_root[@]+"${as_root[@]}"} setpriv --pdeathsig KILL -- \
+	unshare --mount --pid --fork true 2>/dev/null ||
+		die "this machine lets not even root make mount and pid namespaces (a container without CAP_SYS_ADMIN?)"
+	if [[ -n ${HYPERV_RS_PARENT-} ]]; then
+		# sudo outlives the user's shell, and the user may not signal it: end with that shell.
+		local watcher
+		{
+			tail --pid="$HYPERV_RS_PARENT" -s 0.5 -f /dev/null
+			kill -TERM $$
+		} </dev/null >/dev/null 2>&1 &
+		watcher=$!
+	fi
+	rc=0
+	setpriv --pdeathsig KILL -- \
 		unshare --mount --pid --fork --kill-child=KILL --mount-proc --propagation private -- \
 		env HYPERV_RS_INSIDE=1 XDG_CACHE_HOME="$cache" bash "$0" "$@" || rc=$?
+	[[ -z ${watcher-} ]] || kill "$watcher" 2>/dev/null || true
 	exit "$rc"
 }
 

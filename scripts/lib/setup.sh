@@ -60,7 +60,7 @@ need_network() {
 	if [[ -x /usr/lib/apt/apt-helper ]]; then
 		/usr/lib/apt/apt-helper -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 \
 			download-file "$MIRROR/dists/$HV_SUITE/InRelease" "$HV_CACHE/logs/InRelease" >"$probe" 2>&1 ||
-			die "no network: cannot fetch $MIRROR/dists/$HV_SUITE/InRelease ($(grep -m1 -E '^(E|Err)' "$probe" || tail -n 1 "$probe"))"
+			die "no network: $(sed -n 's/^E: //p' "$probe" | head -n 1)"
 		rm -f "$HV_CACHE/logs/InRelease"
 	fi
 }
@@ -185,7 +185,7 @@ all_of() {
 # setup [--build]: everything up to a bootable base, and with --build the checkout's programs and
 # modules. Sets TREE KERNEL KDIR IMAGE (directories outside the tree). Gives the cache's lock back.
 setup() {
-	local name key
+	local name key SETTING_UP=1
 	choose_kernel || return
 	TREE_PACKAGES="$HV_PACKAGES gcc-$KGCC"
 	for name in rustc rust-src libstd-rust-dev cargo rustfmt rust-clippy; do

@@ -2,8 +2,7 @@
 
 //! Watches the guest's console: keeps its lines, and notices when the kernel is in trouble.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -56,11 +55,11 @@ struct State {
 }
 
 impl Console {
-    /// Takes over QEMU's connection for the first serial port; every byte also goes to `log`.
+    /// Reads what QEMU writes for the first serial port, to its end; every byte also goes to `log`.
     ///
     /// # Errors
     /// When the log cannot be written.
-    pub fn new(stream: UnixStream, log: &Path) -> Result<Self> {
+    pub fn new(stream: impl Read + Send + 'static, log: &Path) -> Result<Self> {
         let mut log = std::fs::File::create(log).with_context(|| log.display().to_string())?;
         let shared = Arc::new(Shared::default());
         let to = shared.clone();
@@ -136,6 +135,7 @@ impl Console {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixStream;
 
     #[test]
     fn trouble_is_noticed() {

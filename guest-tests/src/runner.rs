@@ -102,12 +102,14 @@ impl Ctx<'_> {
     pub fn booted<T>(&self, config: VmConfig, test: impl FnOnce(&Vm) -> Result<T>) -> Result<T> {
         let vm = Vm::boot(self.env, config)?;
         let run = || {
-            let value = test(&vm);
-            // A kernel in trouble explains a failed step better than the step itself.
-            vm.check_console()?;
-            let value = value?;
-            vm.check()?;
-            Ok(value)
+            let result = test(&vm);
+            let console = vm.check_console();
+            match (result, console) {
+                (Ok(value), Ok(())) => vm.check().map(|()| value),
+                (Ok(_), Err(trouble)) => Err(trouble),
+                (Err(err), Ok(())) => Err(err),
+                (Err(err), Err(trouble)) => Err(anyhow::anyhow!("{err:#}; {trouble:#}")),
+            }
         };
         run().map_err(|err: anyhow::Error| if err.is::<Skip>() { err } else { vm.explain(err) })
     }

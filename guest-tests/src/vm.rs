@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{anyhow, bail, Context, Result};
 use guest_agent::{Bytes, Command as Ask, Entry, Hello, LogLine, Output, Stamps};
 use hvctl::{Client, HeartbeatStatus, Until};
+use rustix::fs::{fcntl_getfl, fcntl_setfl, mknodat, FileType, Mode, OFlags, CWD};
 
 use crate::agent::Agent;
 use crate::console::Console;
@@ -184,7 +185,7 @@ impl Vm {
         let listen = |name: &str| Listener::new(&dir.path().join(name));
         let agent = listen("agent.sock")?;
         let qmp = listen("qmp.sock")?;
-        let console = if config.interactive { None } else { Some(listen("console.sock")?) };
+        let console = if config.interactive { None } else { Some(Fifo::new(&dir.path().join("console"))?) };
         let control = dir.path().join("control.sock");
 
         let args = qemu_args(env, &config, dir.path(), &logs);
@@ -206,11 +207,12 @@ impl Vm {
         let started = (|| -> Result<_> {
             let mut accept = |listener: Listener| listener.accept(&mut child);
             let agent = Agent::new(accept(agent)?)?;
+            let qmp = Qmp::new(accept(qmp)?)?;
+            // QEMU opens its backends in the order of the command line: it has the console by now.
             let console = match console {
-                Some(listener) => Some(Console::new(accept(listener)?, &logs.join("console.log"))?),
+                Some(fifo) => Some(Console::new(fifo.into_reader()?, &logs.join("console.log"))?),
                 None => None,
             };
-            let qmp = Qmp::new(accept(qmp)?)?;
             Ok((agent, console, qmp))
         })();
         let (agent, console, qmp) = match started {
@@ -661,6 +663,30 @@ fn shared_dir(env: &Env) -> Result<TempDir> {
     TempDir::at(dir)
 }
 
+/// The console's way out of QEMU. A named pipe, because it takes a million bytes before it is full: the guest's console
+/// driver waits 10 ms for a serial port that does not take more, and then drops what it has to say.
+struct Fifo(fs::File);
+
+impl Fifo {
+    fn new(path: &Path) -> Result<Self> {
+        let context = || path.display().to_string();
+        mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).with_context(context)?;
+        // Opens at once although nobody writes yet, and lets QEMU open it for writing at once.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = fs::File::from(rustix::fs::open(path, flags, Mode::empty()).with_context(context)?);
+        // The most that is allowed without privileges by default (/proc/sys/fs/pipe-max-size).
+        rustix::pipe::fcntl_setpipe_size(&file, 1 << 20).with_context(context)?;
+        Ok(Self(file))
+    }
+
+    /// For reading with waiting. Only when there is a writer, else the first read ends it.
+    fn into_reader(self) -> Result<fs::File> {
+        let flags = fcntl_getfl(&self.0)?;
+        fcntl_setfl(&self.0, flags - OFlags::NONBLOCK)?;
+        Ok(self.0)
+    }
+}
+
 /// Base archive and overlay, one after the other; the kernel unpacks both.
 fn write_initrd(env: &Env, config: &VmConfig, to: &Path) -> Result<()> {
     let mut bytes = read(&env.base)?;
@@ -723,7 +749,7 @@ fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Vec<Strin
         let log = option(&logs.join("console.log"));
         add(&["-chardev", &format!("stdio,id=console,signal=off,logfile={log}")]);
     } else {
-        add(&["-chardev", &socket("console")]);
+        add(&["-chardev", &format!("file,id=console,path={}", option(&dir.join("console")))]);
         // A guest that powered off or died stays to be looked at; the harness ends QEMU.
         add(&["-action", "shutdown=pause"]);
     }

@@ -95,7 +95,7 @@ fn contract(ctx: &Ctx) -> Result<()> {
             is("vendor", "0x1414")?;
             // CHANNEL_OPENED_STATE of include/linux/hyperv.h.
             is("state", "3")?;
-            is("modalias", &format!("vmbus:{}", channel.class.replace('-', "")))?;
+            is("modalias", &format!("vmbus:{}", in_memory_order(&channel.class)))?;
             is("channel_vp_mapping", &format!("{relid}:{}", channel.target_vp.unwrap_or(0)))?;
             is("driver_override", "(null)")?;
             let uevent = vm.read(&format!("{dir}/uevent"))?;
@@ -106,6 +106,20 @@ fn contract(ctx: &Ctx) -> Result<()> {
         vm.sh("test -e /sys/bus/vmbus/drivers/hv_utils/new_id -a -e /sys/bus/vmbus/drivers/hv_utils/remove_id")?;
         Ok(())
     })
+}
+
+/// A GUID's bytes as they lie in memory, in hexadecimal: the first three fields are little-endian. So modaliases have them.
+fn in_memory_order(guid: &str) -> String {
+    let mut all = String::new();
+    for (number, field) in guid.split('-').enumerate() {
+        let bytes: Vec<&str> = (0..field.len() / 2).filter_map(|i| field.get(2 * i..2 * i + 2)).collect();
+        if number < 3 {
+            all.extend(bytes.iter().rev().copied());
+        } else {
+            all.extend(bytes);
+        }
+    }
+    all
 }
 
 fn counters(ctx: &Ctx) -> Result<()> {
@@ -302,6 +316,12 @@ fn format_of(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modaliases_hold_the_bytes_of_memory() {
+        // Heartbeat's, as in modules.alias of a Debian kernel.
+        assert_eq!(in_memory_order("57164f39-9115-4e78-ab55-382f3bd5422d"), "394f16571591784eab55382f3bd5422d");
+    }
 
     #[test]
     fn formats() {

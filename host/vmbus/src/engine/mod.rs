@@ -265,19 +265,21 @@ impl Engine {
             Action::Post { vp, message } => self.post(vp, message),
             Action::Open { offer, params } => {
                 let (device, index) = self.owners[offer.0];
+                let relid = Relid(u32::from(params.event_flag));
                 let opened = OpenChannel::new(self.partition.ram().clone(), &params).and_then(|open| {
                     self.channels[offer.0].set_open(open);
+                    // Before the device may send: the guest answers what it sends at once, from its interrupt, and a
+                    // signal that is refused is never repeated.
+                    self.inbox.open(relid);
                     let result = self.with_device(device, |device, io| device.opened(io, index));
                     if result.is_err() {
+                        self.inbox.close(relid);
                         self.channels[offer.0].set_closed();
                     }
                     result
                 });
                 let status = match opened {
-                    Ok(()) => {
-                        self.inbox.open(Relid(u32::from(params.event_flag)));
-                        Status::SUCCESS
-                    }
+                    Ok(()) => Status::SUCCESS,
                     Err(text) => {
                         tracing::warn!("{}: open refused: {text}", self.devices[device].info.name);
                         Status::UNSUCCESSFUL

@@ -45,7 +45,11 @@ impl Agent {
         let reader = BufReader::new(stream.try_clone()?);
         let to = shared.clone();
         thread::spawn(move || receive(reader, &to));
-        Ok(Self { writer: Mutex::new(stream), next: AtomicU64::new(1), shared })
+        Ok(Self {
+            writer: Mutex::new(stream),
+            next: AtomicU64::new(1),
+            shared,
+        })
     }
 
     /// Waits for the `count`-th greeting of an agent in this VM: the first after the first boot, the second after a
@@ -55,7 +59,11 @@ impl Agent {
     /// When it does not come in time.
     pub fn hello(&self, count: usize, timeout: Duration) -> Result<Hello> {
         let end = Instant::now() + timeout;
-        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self
+            .shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(hello) = state.hellos.get(count - 1) {
                 return Ok(hello.clone());
@@ -65,9 +73,16 @@ impl Agent {
                 bail!("QEMU ended before the guest's agent was up");
             }
             if left.is_zero() {
-                bail!("the guest's agent was not up within {} s", timeout.as_secs());
+                bail!(
+                    "the guest's agent was not up within {} s",
+                    timeout.as_secs()
+                );
             }
-            (state, _) = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            (state, _) = self
+                .shared
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -76,7 +91,11 @@ impl Agent {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (tx, rx) = mpsc::channel();
         {
-            let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self
+                .shared
+                .state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             if state.closed {
                 bail!("QEMU has ended");
             }
@@ -104,12 +123,18 @@ impl Agent {
     pub fn call<T: DeserializeOwned>(&self, cmd: Command, timeout: Duration) -> Result<T> {
         let answer = self.send(cmd)?.recv_timeout(timeout);
         let answer = answer.map_err(|err| match err {
-            mpsc::RecvTimeoutError::Timeout => anyhow!("the agent did not answer within {} s", timeout.as_secs()),
-            mpsc::RecvTimeoutError::Disconnected => anyhow!("the guest ended or was reset before the agent answered"),
+            mpsc::RecvTimeoutError::Timeout => {
+                anyhow!("the agent did not answer within {} s", timeout.as_secs())
+            }
+            mpsc::RecvTimeoutError::Disconnected => {
+                anyhow!("the guest ended or was reset before the agent answered")
+            }
         })?;
         match (answer.ok, answer.err) {
             (_, Some(err)) => bail!("{err}"),
-            (ok, None) => serde_json::from_value(ok.unwrap_or_default()).context("the agent's answer"),
+            (ok, None) => {
+                serde_json::from_value(ok.unwrap_or_default()).context("the agent's answer")
+            }
         }
     }
 }

@@ -29,11 +29,15 @@ const TROUBLE: [&str; 9] = [
 /// Whether this console line says that the kernel is in trouble.
 pub fn is_trouble(line: &str) -> bool {
     // "[    1.234567] text", with the process id of the caller in between on some kernels.
-    let text = match line.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
+    let text = match line
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "))
+    {
         Some((_, text)) => text,
         None => line,
     };
-    TROUBLE_AT_START.iter().any(|word| text.starts_with(word)) || TROUBLE.iter().any(|word| text.contains(word))
+    TROUBLE_AT_START.iter().any(|word| text.starts_with(word))
+        || TROUBLE.iter().any(|word| text.contains(word))
 }
 
 /// The console of one VM.
@@ -116,19 +120,34 @@ impl Console {
         let end = Instant::now() + timeout;
         let mut state = self.state();
         loop {
-            if let Some(line) = state.lines.iter().skip(mark).find(|line| line.contains(text)) {
+            if let Some(line) = state
+                .lines
+                .iter()
+                .skip(mark)
+                .find(|line| line.contains(text))
+            {
                 return Ok(line.clone());
             }
             let left = end.saturating_duration_since(Instant::now());
             if state.closed || left.is_zero() {
-                bail!("no console line with {text:?} within {} s", timeout.as_secs());
+                bail!(
+                    "no console line with {text:?} within {} s",
+                    timeout.as_secs()
+                );
             }
-            (state, _) = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            (state, _) = self
+                .shared
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -172,9 +191,15 @@ mod tests {
         let path = std::env::temp_dir().join(format!("hv-console-test-{}", std::process::id()));
         let console = Console::new(theirs, &path).unwrap();
         write!(ours, "one\r\n[    1.0] BUG: x\r\nthree").unwrap();
-        assert_eq!(console.wait("BUG", 0, Duration::from_secs(5)).unwrap(), "[    1.0] BUG: x");
+        assert_eq!(
+            console.wait("BUG", 0, Duration::from_secs(5)).unwrap(),
+            "[    1.0] BUG: x"
+        );
         drop(ours);
-        assert_eq!(console.wait("three", 2, Duration::from_secs(5)).unwrap(), "three");
+        assert_eq!(
+            console.wait("three", 2, Duration::from_secs(5)).unwrap(),
+            "three"
+        );
         assert!(console.wait("four", 0, Duration::from_secs(5)).is_err());
         assert_eq!(console.take_trouble().len(), 1);
         std::fs::remove_file(path).unwrap();

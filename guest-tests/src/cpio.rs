@@ -53,7 +53,8 @@ impl Archive {
         ];
         self.bytes.extend_from_slice(b"070701");
         for field in header {
-            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+            self.bytes
+                .extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(path.as_bytes());
         self.bytes.push(0);
@@ -95,15 +96,28 @@ mod tests {
     #[test]
     fn cpio_lists_it() {
         let mut archive = Archive::default();
-        archive.dir("/lib").file("/lib/x.ko", 0o644, &[7; 1000]).link("/init", "lib/x.ko");
-        let Ok(mut cpio) =
-            Command::new("cpio").args(["-t", "--quiet"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
+        archive
+            .dir("/lib")
+            .file("/lib/x.ko", 0o644, &[7; 1000])
+            .link("/init", "lib/x.ko");
+        let Ok(mut cpio) = Command::new("cpio")
+            .args(["-t", "--quiet"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
         else {
             return;
         };
-        cpio.stdin.take().unwrap().write_all(&archive.finish()).unwrap();
+        cpio.stdin
+            .take()
+            .unwrap()
+            .write_all(&archive.finish())
+            .unwrap();
         let out = cpio.wait_with_output().unwrap();
         assert!(out.status.success());
-        assert_eq!(String::from_utf8(out.stdout).unwrap(), "lib\nlib/x.ko\ninit\n");
+        assert_eq!(
+            String::from_utf8(out.stdout).unwrap(),
+            "lib\nlib/x.ko\ninit\n"
+        );
     }
 }

@@ -55,12 +55,21 @@ pub fn run(env: &Env, options: &Options) -> bool {
     let begin = Instant::now();
     let steps = steps(options);
     let total = steps.len();
-    let mut stage = Stage { env, options, vm: None };
+    let mut stage = Stage {
+        env,
+        options,
+        vm: None,
+    };
     let mut rows = Vec::new();
     let mut failure = None;
     for (number, step) in steps.into_iter().enumerate() {
         if failure.is_some() {
-            rows.push(Row { title: step.title, result: "not run", figure: String::new(), took: None });
+            rows.push(Row {
+                title: step.title,
+                result: "not run",
+                figure: String::new(),
+                took: None,
+            });
             continue;
         }
         println!("\n[{}/{total}] {}", number + 1, step.title);
@@ -84,12 +93,25 @@ pub fn run(env: &Env, options: &Options) -> bool {
                 ("FAILED", String::new())
             }
         };
-        println!("      {result}{}{figure} ({:.1} s)", if figure.is_empty() { "" } else { ": " }, took.as_secs_f64());
-        rows.push(Row { title: step.title, result, figure, took: Some(took) });
+        println!(
+            "      {result}{}{figure} ({:.1} s)",
+            if figure.is_empty() { "" } else { ": " },
+            took.as_secs_f64()
+        );
+        rows.push(Row {
+            title: step.title,
+            result,
+            figure,
+            took: Some(took),
+        });
     }
     drop(stage);
     println!("\n{}", table(&rows));
-    println!("{:.1} s in all; logs in {}", begin.elapsed().as_secs_f64(), env.logs.join(log_name(options)).display());
+    println!(
+        "{:.1} s in all; logs in {}",
+        begin.elapsed().as_secs_f64(),
+        env.logs.join(log_name(options)).display()
+    );
     match failure {
         None => true,
         Some((number, title, err)) => {
@@ -110,12 +132,30 @@ fn steps(options: &Options) -> Vec<Step> {
     };
     let step = |title: String, run| Step { title, run };
     vec![
-        step("Boot the unmodified Debian kernel on the emulated Hyper-V host".into(), boot),
-        step(format!("Load {name}: connect to the host over VMBus"), connect),
-        step("Devices on /sys/bus/vmbus, as lsvmbus lists them".into(), devices),
+        step(
+            "Boot the unmodified Debian kernel on the emulated Hyper-V host".into(),
+            boot,
+        ),
+        step(
+            format!("Load {name}: connect to the host over VMBus"),
+            connect,
+        ),
+        step(
+            "Devices on /sys/bus/vmbus, as lsvmbus lists them".into(),
+            devices,
+        ),
         step("100 heartbeats".into(), heartbeats),
-        step(format!("Freeze the VM for {} s: the clock is corrected", options.freeze.as_secs()), freeze),
-        step("Set the guest's clock 5 hours back: the next marked sample corrects it".into(), hours),
+        step(
+            format!(
+                "Freeze the VM for {} s: the clock is corrected",
+                options.freeze.as_secs()
+            ),
+            freeze,
+        ),
+        step(
+            "Set the guest's clock 5 hours back: the next marked sample corrects it".into(),
+            hours,
+        ),
         step("Take every device away and give it back".into(), rescind),
         step("The host asks for a clean power off".into(), power_off),
     ]
@@ -128,11 +168,17 @@ fn say(line: impl AsRef<str>) {
 }
 
 fn boot(stage: &mut Stage) -> Result<String> {
-    let config =
-        VmConfig::new(&log_name(stage.options), stage.options.drivers).smp(stage.options.smp).cmdline(cost::TRACE_INIT);
+    let config = VmConfig::new(&log_name(stage.options), stage.options.drivers)
+        .smp(stage.options.smp)
+        .cmdline(cost::TRACE_INIT);
     let vm = Vm::boot(stage.env, config)?;
     let hello = vm.agent.hello(1, SOON)?;
-    say(format!("Linux {}, {} CPU{}", hello.kernel, hello.cpus, if hello.cpus == 1 { "" } else { "s" }));
+    say(format!(
+        "Linux {}, {} CPU{}",
+        hello.kernel,
+        hello.cpus,
+        if hello.cpus == 1 { "" } else { "s" }
+    ));
     say(vm.log("Hypervisor detected", 0, SOON)?.text);
     let figure = format!("up after {:.1} s", vm.boot_time.as_secs_f64());
     stage.vm = Some(vm);
@@ -162,11 +208,18 @@ fn connect(stage: &mut Stage) -> Result<String> {
 fn devices(stage: &mut Stage) -> Result<String> {
     let vm = stage.vm()?;
     let list = vm.sh("lsvmbus -v")?;
-    say(list.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("\n"));
+    say(list
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect::<Vec<_>>()
+        .join("\n"));
     let offered = vm.host().channels()?.len();
     let listed = vm.sh("ls /sys/bus/vmbus/devices | wc -l")?;
     if listed.trim() != offered.to_string() {
-        bail!("{} devices on the bus, the host offers {offered}", listed.trim());
+        bail!(
+            "{} devices on the bus, the host offers {offered}",
+            listed.trim()
+        );
     }
     Ok(format!("{offered} devices"))
 }
@@ -182,18 +235,32 @@ fn heartbeats(stage: &mut Stage) -> Result<String> {
 fn freeze(stage: &mut Stage) -> Result<String> {
     let vm = stage.vm()?;
     let frozen = clock::freeze_and_correct(vm, stage.options.freeze)?;
-    Ok(format!("right to {:+.1} ms {:.0} ms after it went on", frozen.offset.ms, frozen.took.as_secs_f64() * 1e3))
+    Ok(format!(
+        "right to {:+.1} ms {:.0} ms after it went on",
+        frozen.offset.ms,
+        frozen.took.as_secs_f64() * 1e3
+    ))
 }
 
 fn hours(stage: &mut Stage) -> Result<String> {
     let vm = stage.vm()?;
     vm.set_clock(-5 * 3_600_000)?;
-    say(format!("the guest's clock now says {}", vm.sh("date -u '+%F %T UTC'")?.trim()));
+    say(format!(
+        "the guest's clock now says {}",
+        vm.sh("date -u '+%F %T UTC'")?.trim()
+    ));
     let begin = Instant::now();
     vm.host().time_sample(SampleKind::Sync, 0, false)?;
     let (took, offset) = clock::becomes_right(vm, begin)?;
-    say(format!("after the sample {}", vm.sh("date -u '+%F %T UTC'")?.trim()));
-    Ok(format!("right to {:+.1} ms after {:.0} ms", offset.ms, took.as_secs_f64() * 1e3))
+    say(format!(
+        "after the sample {}",
+        vm.sh("date -u '+%F %T UTC'")?.trim()
+    ));
+    Ok(format!(
+        "right to {:+.1} ms after {:.0} ms",
+        offset.ms,
+        took.as_secs_f64() * 1e3
+    ))
 }
 
 fn rescind(stage: &mut Stage) -> Result<String> {
@@ -201,7 +268,12 @@ fn rescind(stage: &mut Stage) -> Result<String> {
     let begin = Instant::now();
     for device in IC_DEVICES {
         vm.host().rescind(device)?;
-        vm.host().wait(Until::Released { device: device.into() }, SOON)?;
+        vm.host().wait(
+            Until::Released {
+                device: device.into(),
+            },
+            SOON,
+        )?;
         let left = vm.sh("ls /sys/bus/vmbus/devices | wc -l")?;
         say(format!("{device} taken away, {} devices left", left.trim()));
         vm.host().offer(device)?;
@@ -221,22 +293,48 @@ fn power_off(stage: &mut Stage) -> Result<String> {
     let begin = Instant::now();
     let reply = vm.host().shutdown(ShutdownKind::PowerOff, false, SOON)?;
     if reply.status != Some(0) {
-        bail!("the guest refused with {:#x}", reply.status.unwrap_or_default());
+        bail!(
+            "the guest refused with {:#x}",
+            reply.status.unwrap_or_default()
+        );
     }
     let event = vm.qmp.event("SHUTDOWN", BOOT_LIMIT)?;
-    let reason = event["data"]["reason"].as_str().unwrap_or_default().to_owned();
+    let reason = event["data"]["reason"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     if reason != "guest-shutdown" {
         bail!("the VM ended by {reason}");
     }
-    Ok(format!("off after {:.1} s; {violations} protocol violations in all", begin.elapsed().as_secs_f64()))
+    Ok(format!(
+        "off after {:.1} s; {violations} protocol violations in all",
+        begin.elapsed().as_secs_f64()
+    ))
 }
 
 fn table(rows: &[Row]) -> String {
-    let titles = rows.iter().map(|row| row.title.chars().count()).max().unwrap_or(0).max(4);
-    let mut text = format!("{:3} {:titles$}  {:7} {:>7}  figure\n", "", "step", "result", "time");
+    let titles = rows
+        .iter()
+        .map(|row| row.title.chars().count())
+        .max()
+        .unwrap_or(0)
+        .max(4);
+    let mut text = format!(
+        "{:3} {:titles$}  {:7} {:>7}  figure\n",
+        "", "step", "result", "time"
+    );
     for (number, row) in rows.iter().enumerate() {
-        let took = row.took.map_or(String::new(), |took| format!("{:.1} s", took.as_secs_f64()));
-        let _ = writeln!(text, "{:3} {:titles$}  {:7} {took:>7}  {}", number + 1, row.title, row.result, row.figure);
+        let took = row
+            .took
+            .map_or(String::new(), |took| format!("{:.1} s", took.as_secs_f64()));
+        let _ = writeln!(
+            text,
+            "{:3} {:titles$}  {:7} {took:>7}  {}",
+            number + 1,
+            row.title,
+            row.result,
+            row.figure
+        );
     }
     text
 }
@@ -247,9 +345,16 @@ mod tests {
 
     #[test]
     fn the_table_is_aligned() {
-        let row = |title: &str, result, took| Row { title: title.into(), result, figure: "7".into(), took };
-        let text =
-            table(&[row("Boot", "ok", Some(Duration::from_millis(1234))), row("Connect to it", "not run", None)]);
+        let row = |title: &str, result, took| Row {
+            title: title.into(),
+            result,
+            figure: "7".into(),
+            took,
+        };
+        let text = table(&[
+            row("Boot", "ok", Some(Duration::from_millis(1234))),
+            row("Connect to it", "not run", None),
+        ]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "    step           result     time  figure");
         assert_eq!(lines[1], "  1 Boot           ok        1.2 s  7");

@@ -56,7 +56,9 @@ impl Env {
 fn path(name: &str) -> Result<PathBuf> {
     match std::env::var_os(name) {
         Some(value) if !value.is_empty() => Ok(value.into()),
-        _ => bail!("{name} is not set; start this through scripts/test, scripts/demo or scripts/vm"),
+        _ => {
+            bail!("{name} is not set; start this through scripts/test, scripts/demo or scripts/vm")
+        }
     }
 }
 
@@ -81,7 +83,11 @@ impl TempDir {
     pub fn new() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         loop {
-            let name = format!("hv-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let name = format!(
+                "hv-{}-{}",
+                std::process::id(),
+                NEXT.fetch_add(1, Ordering::Relaxed)
+            );
             let path = std::env::temp_dir().join(name);
             match std::fs::create_dir(&path) {
                 Ok(()) => return Ok(Self(path)),

@@ -40,7 +40,10 @@ impl Qmp {
         let reader = BufReader::new(stream.try_clone()?);
         let to = inbox.clone();
         thread::spawn(move || receive(reader, &to));
-        let qmp = Self { writer: Mutex::new(stream), inbox };
+        let qmp = Self {
+            writer: Mutex::new(stream),
+            inbox,
+        };
         qmp.call("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
@@ -54,11 +57,18 @@ impl Qmp {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut line = json!({"execute": command, "arguments": arguments}).to_string();
         line.push('\n');
-        writer.write_all(line.as_bytes()).with_context(|| format!("QMP {command}"))?;
-        let answer = self.inbox.wait(Duration::from_secs(30), |state| state.answers.pop());
+        writer
+            .write_all(line.as_bytes())
+            .with_context(|| format!("QMP {command}"))?;
+        let answer = self
+            .inbox
+            .wait(Duration::from_secs(30), |state| state.answers.pop());
         let answer = answer.with_context(|| format!("QMP {command}"))?;
         match answer.get("error") {
-            Some(error) => bail!("QMP {command}: {}", error["desc"].as_str().unwrap_or("failed")),
+            Some(error) => bail!(
+                "QMP {command}: {}",
+                error["desc"].as_str().unwrap_or("failed")
+            ),
             None => Ok(answer["return"].clone()),
         }
     }
@@ -70,7 +80,10 @@ impl Qmp {
     pub fn event(&self, name: &str, timeout: Duration) -> Result<Value> {
         self.inbox
             .wait(timeout, |state| {
-                let at = state.events.iter().position(|event| event["event"] == name)?;
+                let at = state
+                    .events
+                    .iter()
+                    .position(|event| event["event"] == name)?;
                 Some(state.events.remove(at))
             })
             .with_context(|| format!("QEMU's event {name}"))
@@ -94,7 +107,11 @@ impl Qmp {
 }
 
 impl Inbox {
-    fn wait<T>(&self, timeout: Duration, mut pick: impl FnMut(&mut State) -> Option<T>) -> Result<T> {
+    fn wait<T>(
+        &self,
+        timeout: Duration,
+        mut pick: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<T> {
         let end = Instant::now() + timeout;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -108,7 +125,10 @@ impl Inbox {
             if left.is_zero() {
                 bail!("none within {} s", timeout.as_secs());
             }
-            (state, _) = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            (state, _) = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -161,8 +181,10 @@ mod tests {
 
     #[test]
     fn errors_and_the_end_are_reported() {
-        const ANSWERS: &[&str] =
-            &[r#"{"return": {}}"#, r#"{"error": {"class": "GenericError", "desc": "no such thing"}}"#];
+        const ANSWERS: &[&str] = &[
+            r#"{"return": {}}"#,
+            r#"{"error": {"class": "GenericError", "desc": "no such thing"}}"#,
+        ];
         let qmp = Qmp::new(scripted(ANSWERS)).unwrap();
         let err = qmp.call("query-x", json!({})).unwrap_err();
         assert!(format!("{err:#}").contains("no such thing"));

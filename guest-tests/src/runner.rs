@@ -25,8 +25,16 @@ pub struct Scenario {
 
 impl Scenario {
     /// A test from a function.
-    pub fn new(name: &str, about: &str, run: impl Fn(&Ctx) -> Result<()> + Send + Sync + 'static) -> Self {
-        Self { name: name.into(), about: about.into(), run: Arc::new(run) }
+    pub fn new(
+        name: &str,
+        about: &str,
+        run: impl Fn(&Ctx) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            about: about.into(),
+            run: Arc::new(run),
+        }
     }
 }
 
@@ -71,7 +79,10 @@ impl Ctx<'_> {
     /// Configuration of one of several guests, or one with another stack.
     pub fn config_for(&self, part: &str, drivers: Drivers) -> VmConfig {
         let dash = if part.is_empty() { "" } else { "-" };
-        VmConfig::new(&format!("{}/{}{dash}{part}", self.suite, self.name), drivers)
+        VmConfig::new(
+            &format!("{}/{}{dash}{part}", self.suite, self.name),
+            drivers,
+        )
     }
 
     /// `full` with `--full`, else `short`.
@@ -111,7 +122,13 @@ impl Ctx<'_> {
                 (Err(err), Err(trouble)) => Err(anyhow::anyhow!("{err:#}; {trouble:#}")),
             }
         };
-        run().map_err(|err: anyhow::Error| if err.is::<Skip>() { err } else { vm.explain(err) })
+        run().map_err(|err: anyhow::Error| {
+            if err.is::<Skip>() {
+                err
+            } else {
+                vm.explain(err)
+            }
+        })
     }
 
     /// A measured figure, printed with the test's result.
@@ -167,7 +184,11 @@ pub struct Totals {
 
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+        write!(
+            f,
+            "{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        )
     }
 }
 
@@ -195,8 +216,13 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Totals {
     thread::scope(|scope| {
         for _ in 0..options.jobs.max(1) {
             scope.spawn(|| loop {
-                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                let Some((suite, scenario)) = next else { return };
+                let next = queue
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .pop_front();
+                let Some((suite, scenario)) = next else {
+                    return;
+                };
                 let ctx = Ctx {
                     env,
                     drivers: suite.drivers,
@@ -207,12 +233,25 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Totals {
                 };
                 let begin = Instant::now();
                 let result = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&ctx)))
-                    .unwrap_or_else(|panic| Err(anyhow::anyhow!("the test panicked: {}", panic_text(&*panic))));
+                    .unwrap_or_else(|panic| {
+                        Err(anyhow::anyhow!(
+                            "the test panicked: {}",
+                            panic_text(&*panic)
+                        ))
+                    });
                 let took = begin.elapsed();
                 let mut printed = printed.lock().unwrap_or_else(PoisonError::into_inner);
                 *printed += 1;
                 let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
-                report(&mut totals, &suite, &scenario, &ctx, result, took, (*printed, total));
+                report(
+                    &mut totals,
+                    &suite,
+                    &scenario,
+                    &ctx,
+                    result,
+                    took,
+                    (*printed, total),
+                );
             });
         }
     });
@@ -229,14 +268,24 @@ fn report(
     (at, total): (usize, usize),
 ) {
     let notes = std::mem::take(&mut *ctx.notes());
-    let figures = if notes.figures.is_empty() { String::new() } else { format!("  [{}]", notes.figures.join("; ")) };
+    let figures = if notes.figures.is_empty() {
+        String::new()
+    } else {
+        format!("  [{}]", notes.figures.join("; "))
+    };
     let name = format!("{}::{}", suite.name, scenario.name);
     let (word, more) = match &result {
         Ok(()) => ("ok  ", String::new()),
         Err(err) if err.is::<Skip>() => ("skip", format!("\n    {err:#}")),
-        Err(err) => ("FAIL", format!("\n    {}", format!("{err:#}").replace('\n', "\n    "))),
+        Err(err) => (
+            "FAIL",
+            format!("\n    {}", format!("{err:#}").replace('\n', "\n    ")),
+        ),
     };
-    println!("{at:3}/{total} {word} {name} {:.1} s{figures}{more}", took.as_secs_f64());
+    println!(
+        "{at:3}/{total} {word} {name} {:.1} s{figures}{more}",
+        took.as_secs_f64()
+    );
     let (passed, failed, skipped) = match (&result, notes.counts) {
         // What a test of tests counted includes its failures.
         (_, Some(counts)) => counts,
@@ -254,7 +303,8 @@ fn report(
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default()
 }
 
 /// Turns `false` into an error.
@@ -274,7 +324,10 @@ pub fn ensure(condition: bool, sentence: impl fmt::Display) -> Result<()> {
 /// # Errors
 /// `what`, the value found and the one expected.
 pub fn equal<T: PartialEq + fmt::Debug>(what: &str, found: T, expected: T) -> Result<()> {
-    ensure(found == expected, format!("{what}: {found:?}, expected {expected:?}"))
+    ensure(
+        found == expected,
+        format!("{what}: {found:?}, expected {expected:?}"),
+    )
 }
 
 /// Removes the logs of earlier runs of these suites.
@@ -284,11 +337,15 @@ pub fn equal<T: PartialEq + fmt::Debug>(what: &str, found: T, expected: T) -> Re
 pub fn clean_logs(env: &Env, tests: &[(Suite, Scenario)]) -> Result<()> {
     for (suite, scenario) in tests {
         let dir = env.logs.join(suite.name);
-        let Ok(items) = std::fs::read_dir(&dir) else { continue };
+        let Ok(items) = std::fs::read_dir(&dir) else {
+            continue;
+        };
         for item in items.flatten() {
             let name = item.file_name().to_string_lossy().into_owned();
-            let mine =
-                name == scenario.name || name.strip_prefix(&scenario.name).is_some_and(|rest| rest.starts_with('-'));
+            let mine = name == scenario.name
+                || name
+                    .strip_prefix(&scenario.name)
+                    .is_some_and(|rest| rest.starts_with('-'));
             if mine {
                 let path = item.path();
                 std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
@@ -337,7 +394,11 @@ mod tests {
     }
 
     fn options(filter: &[&str]) -> Options {
-        Options { full: false, filter: filter.iter().map(|&f| f.to_owned()).collect(), jobs: 2 }
+        Options {
+            full: false,
+            filter: filter.iter().map(|&f| f.to_owned()).collect(),
+            jobs: 2,
+        }
     }
 
     #[test]

@@ -11,7 +11,11 @@ use crate::runner::{Ctx, Scenario};
 
 /// The one test of the suite, which runs many.
 pub fn scenarios() -> Vec<Scenario> {
-    vec![Scenario::new("cargo-test", "all native tests of the workspace (cargo test --workspace)", cargo_test)]
+    vec![Scenario::new(
+        "cargo-test",
+        "all native tests of the workspace (cargo test --workspace)",
+        cargo_test,
+    )]
 }
 
 fn cargo_test(ctx: &Ctx) -> Result<()> {
@@ -49,7 +53,11 @@ fn cargo_test(ctx: &Ctx) -> Result<()> {
         // It did not compile, or a test program died: one failure, for it has no count of its own.
         ctx.counts(counts.passed, 1, counts.ignored);
     }
-    bail!("cargo test: {status}\n{}logs: {}", counts.failures(), log.display())
+    bail!(
+        "cargo test: {status}\n{}logs: {}",
+        counts.failures(),
+        log.display()
+    )
 }
 
 #[derive(Default)]
@@ -63,14 +71,25 @@ struct Counts {
 impl Counts {
     /// Takes in a line of libtest's output: `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
     fn add(&mut self, line: &str) {
-        if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
+        if let Some(name) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
             self.names.push(name.to_owned());
         }
-        let Some(result) = line.strip_prefix("test result: ") else { return };
-        let Some((_, numbers)) = result.split_once(". ") else { return };
+        let Some(result) = line.strip_prefix("test result: ") else {
+            return;
+        };
+        let Some((_, numbers)) = result.split_once(". ") else {
+            return;
+        };
         for part in numbers.split("; ") {
-            let Some((number, word)) = part.split_once(' ') else { continue };
-            let Ok(number) = number.parse::<usize>() else { continue };
+            let Some((number, word)) = part.split_once(' ') else {
+                continue;
+            };
+            let Ok(number) = number.parse::<usize>() else {
+                continue;
+            };
             match word {
                 "passed" => self.passed += number,
                 "failed" => self.failed += number,
@@ -81,7 +100,10 @@ impl Counts {
     }
 
     fn failures(&self) -> String {
-        self.names.iter().map(|name| format!("failed: {name}\n")).collect()
+        self.names
+            .iter()
+            .map(|name| format!("failed: {name}\n"))
+            .collect()
     }
 }
 

@@ -178,14 +178,22 @@ impl Vm {
     pub fn boot(env: &Env, config: VmConfig) -> Result<Self> {
         let logs = env.logs.join(&config.name);
         fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
-        let dir = if config.interactive { shared_dir(env)? } else { TempDir::new()? };
+        let dir = if config.interactive {
+            shared_dir(env)?
+        } else {
+            TempDir::new()?
+        };
         let initrd = dir.path().join("initrd");
         write_initrd(env, &config, &initrd)?;
 
         let listen = |name: &str| Listener::new(&dir.path().join(name));
         let agent = listen("agent.sock")?;
         let qmp = listen("qmp.sock")?;
-        let console = if config.interactive { None } else { Some(Fifo::new(&dir.path().join("console"))?) };
+        let console = if config.interactive {
+            None
+        } else {
+            Some(Fifo::new(&dir.path().join("console"))?)
+        };
         let control = dir.path().join("control.sock");
 
         let args = qemu_args(env, &config, dir.path(), &logs);
@@ -196,13 +204,19 @@ impl Vm {
         writeln!(command_line, "{} {}", env.qemu.display(), quote(&args))?;
         // setpriv: QEMU must not survive a test program that was killed.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(&env.qemu).args(&args).stderr(output.try_clone()?);
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(&env.qemu)
+            .args(&args)
+            .stderr(output.try_clone()?);
         if config.interactive {
             command.stdin(Stdio::inherit()).stdout(Stdio::inherit());
         } else {
             command.stdin(Stdio::null()).stdout(output);
         }
-        let mut child = command.spawn().context("cannot start setpriv (package util-linux)")?;
+        let mut child = command
+            .spawn()
+            .context("cannot start setpriv (package util-linux)")?;
 
         let started = (|| -> Result<_> {
             let mut accept = |listener: Listener| listener.accept(&mut child);
@@ -210,7 +224,10 @@ impl Vm {
             let qmp = Qmp::new(accept(qmp)?)?;
             // QEMU opens its backends in the order of the command line: it has the console by now.
             let console = match console {
-                Some(fifo) => Some(Console::new(fifo.into_reader()?, &logs.join("console.log"))?),
+                Some(fifo) => Some(Console::new(
+                    fifo.into_reader()?,
+                    &logs.join("console.log"),
+                )?),
                 None => None,
             };
             Ok((agent, console, qmp))
@@ -221,7 +238,10 @@ impl Vm {
                 let _ = child.kill();
                 let _ = child.wait();
                 let text = fs::read_to_string(&qemu_log).unwrap_or_default();
-                return Err(err.context(format!("QEMU did not start; {}:\n{text}", qemu_log.display())));
+                return Err(err.context(format!(
+                    "QEMU did not start; {}:\n{text}",
+                    qemu_log.display()
+                )));
             }
         };
         let mut vm = Self {
@@ -236,10 +256,13 @@ impl Vm {
             dir,
         };
         if !vm.config.plain {
-            let client = Client::connect_within(&control, SOON).map_err(|err| vm.explain(err.into()))?;
+            let client =
+                Client::connect_within(&control, SOON).map_err(|err| vm.explain(err.into()))?;
             vm.host = Some(Mutex::new(client));
         }
-        vm.agent.hello(1, BOOT_LIMIT).map_err(|err| vm.explain(err))?;
+        vm.agent
+            .hello(1, BOOT_LIMIT)
+            .map_err(|err| vm.explain(err))?;
         vm.boot_time = begin.elapsed();
         Ok(vm)
     }
@@ -264,9 +287,13 @@ impl Vm {
             self.load(module)?;
         }
         if self.config.drivers != Drivers::None {
-            self.host().wait_connected(SOON).context("the guest did not connect")?;
+            self.host()
+                .wait_connected(SOON)
+                .context("the guest did not connect")?;
             for device in IC_DEVICES {
-                self.host().wait_negotiated(device, SOON).with_context(|| format!("{device} did not negotiate"))?;
+                self.host()
+                    .wait_negotiated(device, SOON)
+                    .with_context(|| format!("{device} did not negotiate"))?;
             }
         }
         Ok(())
@@ -309,7 +336,12 @@ impl Vm {
     /// # Errors
     /// See [`Vm::unload`].
     pub fn unload_drivers(&self) -> Result<()> {
-        self.config.drivers.modules().iter().rev().try_for_each(|module| self.unload(module))
+        self.config
+            .drivers
+            .modules()
+            .iter()
+            .rev()
+            .try_for_each(|module| self.unload(module))
     }
 
     /// The host's control connection of this VM. Hold it for one call at a time.
@@ -317,7 +349,10 @@ impl Vm {
     /// # Panics
     /// When the VM was started without the emulated host: an error of the test.
     pub fn host(&self) -> MutexGuard<'_, Client> {
-        let host = self.host.as_ref().expect("this VM runs without the emulated host");
+        let host = self
+            .host
+            .as_ref()
+            .expect("this VM runs without the emulated host");
         host.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -352,7 +387,10 @@ impl Vm {
     /// When the agent does not answer.
     pub fn run(&self, script: &str, timeout: Duration) -> Result<Output> {
         let argv = ["sh", "-c", script].map(String::from).to_vec();
-        let ask = Ask::Exec { argv, timeout_ms: timeout.as_millis() as u64 };
+        let ask = Ask::Exec {
+            argv,
+            timeout_ms: timeout.as_millis() as u64,
+        };
         self.agent.call(ask, timeout + SOON)
     }
 
@@ -370,7 +408,14 @@ impl Vm {
     /// # Errors
     /// The guest's error, with the path.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
-        self.agent.call(Ask::Write { path: path.into(), data: text.into(), append: false }, SOON)
+        self.agent.call(
+            Ask::Write {
+                path: path.into(),
+                data: text.into(),
+                append: false,
+            },
+            SOON,
+        )
     }
 
     /// Lists a directory tree in the guest with contents.
@@ -378,7 +423,13 @@ impl Vm {
     /// # Errors
     /// The guest's error, with the path.
     pub fn tree(&self, path: &str, depth: u32) -> Result<Vec<Entry>> {
-        self.agent.call(Ask::Tree { path: path.into(), depth }, COMMAND_LIMIT)
+        self.agent.call(
+            Ask::Tree {
+                path: path.into(),
+                depth,
+            },
+            COMMAND_LIMIT,
+        )
     }
 
     /// Waits for a line in the guest's kernel log, from the given mark on.
@@ -386,7 +437,11 @@ impl Vm {
     /// # Errors
     /// When it does not come in time.
     pub fn log(&self, text: &str, since: u64, timeout: Duration) -> Result<LogLine> {
-        let ask = Ask::Log { text: text.into(), since, timeout_ms: timeout.as_millis() as u64 };
+        let ask = Ask::Log {
+            text: text.into(),
+            since,
+            timeout_ms: timeout.as_millis() as u64,
+        };
         self.agent.call(ask, timeout + SOON)
     }
 
@@ -444,7 +499,12 @@ impl Vm {
     /// The guest's error.
     pub fn set_clock(&self, shift_ms: i64) -> Result<()> {
         let now = unix_now().as_nanos() as i128 + i128::from(shift_ms) * 1_000_000;
-        let _: Stamps = self.agent.call(Ask::SetTime { realtime_ns: now as u64 }, SOON)?;
+        let _: Stamps = self.agent.call(
+            Ask::SetTime {
+                realtime_ns: now as u64,
+            },
+            SOON,
+        )?;
         Ok(())
     }
 
@@ -465,10 +525,14 @@ impl Vm {
         let before = host.heartbeat()?;
         host.heartbeat_burst(count, 0)?;
         let wanted = before.answered + u64::from(count);
-        host.wait(Until::Beats { count: wanted }, COMMAND_LIMIT).context("heartbeats were not answered")?;
+        host.wait(Until::Beats { count: wanted }, COMMAND_LIMIT)
+            .context("heartbeats were not answered")?;
         let after = host.heartbeat()?;
         if after.missed > before.missed {
-            bail!("{} of {count} heartbeats missed", after.missed - before.missed);
+            bail!(
+                "{} of {count} heartbeats missed",
+                after.missed - before.missed
+            );
         }
         Ok(after)
     }
@@ -491,7 +555,11 @@ impl Vm {
         if self.host.is_some() {
             let violations = self.host().violations()?;
             if violations.count > 0 {
-                bail!("{} protocol violations: {}", violations.count, violations.texts.join("; "));
+                bail!(
+                    "{} protocol violations: {}",
+                    violations.count,
+                    violations.texts.join("; ")
+                );
             }
         }
         self.check_console()
@@ -502,7 +570,9 @@ impl Vm {
     /// # Errors
     /// The lines.
     pub fn check_console(&self) -> Result<()> {
-        let Some(console) = &self.console else { return Ok(()) };
+        let Some(console) = &self.console else {
+            return Ok(());
+        };
         let trouble = console.take_trouble();
         if !trouble.is_empty() {
             bail!("trouble in the guest's kernel: {}", trouble.join(" | "));
@@ -549,15 +619,27 @@ impl Drop for Vm {
 /// See [`Vm::boot`].
 pub fn interactive(env: &Env, config: VmConfig, load: bool) -> Result<()> {
     let _terminal = Terminal::save();
-    let vm = Vm::boot(env, VmConfig { interactive: true, ..config })?;
+    let vm = Vm::boot(
+        env,
+        VmConfig {
+            interactive: true,
+            ..config
+        },
+    )?;
     if !vm.config.plain {
         println!("\r\ncontrol socket: {}\r", vm.control().display());
     }
-    println!("logs: {}\r\nleave with exit or poweroff\r", vm.logs.display());
+    println!(
+        "logs: {}\r\nleave with exit or poweroff\r",
+        vm.logs.display()
+    );
     if load {
         if let Err(err) = vm.load_drivers() {
             // The shell stays: this is where one wants to look around.
-            println!("loading the {} drivers: {err:#}\r", vm.config.drivers.name());
+            println!(
+                "loading the {} drivers: {err:#}\r",
+                vm.config.drivers.name()
+            );
         }
     }
     vm.wait_end()
@@ -568,7 +650,11 @@ struct Terminal(Option<String>);
 
 impl Terminal {
     fn save() -> Self {
-        let out = Command::new("stty").arg("-g").stdin(Stdio::inherit()).stderr(Stdio::null()).output();
+        let out = Command::new("stty")
+            .arg("-g")
+            .stdin(Stdio::inherit())
+            .stderr(Stdio::null())
+            .output();
         let state = out.ok().filter(|out| out.status.success());
         Self(state.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned()))
     }
@@ -577,7 +663,10 @@ impl Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         if let Some(state) = &self.0 {
-            let _ = Command::new("stty").arg(state).stdin(Stdio::inherit()).status();
+            let _ = Command::new("stty")
+                .arg(state)
+                .stdin(Stdio::inherit())
+                .status();
         }
     }
 }
@@ -599,7 +688,9 @@ pub struct ClockOffset {
 
 /// This machine's clock since 1970.
 pub fn unix_now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 /// How a program ended, in words.
@@ -624,7 +715,10 @@ impl Listener {
         let listener = UnixListener::bind(path).with_context(|| path.display().to_string())?;
         let (tx, accepted) = mpsc::channel();
         thread::spawn(move || tx.send(listener.accept().map(|(stream, _)| stream)));
-        Ok(Self { path: path.to_owned(), accepted })
+        Ok(Self {
+            path: path.to_owned(),
+            accepted,
+        })
     }
 
     fn accept(self, child: &mut Child) -> Result<UnixStream> {
@@ -658,7 +752,10 @@ fn shared_dir(env: &Env) -> Result<TempDir> {
     // sun_path of struct sockaddr_un, with its terminating zero.
     const LONGEST: usize = 107;
     if dir.join("console.sock").as_os_str().len() > LONGEST {
-        bail!("{} is too long for a socket; use a shorter XDG_CACHE_HOME", dir.display());
+        bail!(
+            "{} is too long for a socket; use a shorter XDG_CACHE_HOME",
+            dir.display()
+        );
     }
     TempDir::at(dir)
 }
@@ -673,7 +770,8 @@ impl Fifo {
         mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).with_context(context)?;
         // Opens at once although nobody writes yet, and lets QEMU open it for writing at once.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = fs::File::from(rustix::fs::open(path, flags, Mode::empty()).with_context(context)?);
+        let file =
+            fs::File::from(rustix::fs::open(path, flags, Mode::empty()).with_context(context)?);
         // The most that is allowed without privileges by default (/proc/sys/fs/pipe-max-size).
         rustix::pipe::fcntl_setpipe_size(&file, 1 << 20).with_context(context)?;
         Ok(Self(file))
@@ -722,7 +820,12 @@ fn option(path: &Path) -> String {
 fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Vec<String> {
     let mut args: Vec<String> = Vec::new();
     let mut add = |words: &[&str]| args.extend(words.iter().map(|&word| word.to_owned()));
-    let socket = |name: &str| format!("socket,id={name},path={}", option(&dir.join(format!("{name}.sock"))));
+    let socket = |name: &str| {
+        format!(
+            "socket,id={name},path={}",
+            option(&dir.join(format!("{name}.sock")))
+        )
+    };
     let kernel = config.kernel.as_ref().unwrap_or(&env.kernel);
 
     let mut cmdline = vec!["console=ttyS0", "panic=0", "ignore_loglevel"];
@@ -735,29 +838,55 @@ fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Vec<Strin
     cmdline.extend(config.cmdline.iter().map(String::as_str));
 
     add(&["-nodefaults", "-no-user-config", "-display", "none"]);
-    add(&["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]);
+    add(&[
+        "-machine",
+        "pc",
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "max,la57=off",
+    ]);
     // As on a Hyper-V machine that does not offer hibernation (the default there).
     if !config.s4 {
         add(&["-global", "PIIX4_PM.disable_s4=1"]);
     }
-    add(&["-smp", &config.smp.to_string(), "-m", &config.memory.to_string()]);
+    add(&[
+        "-smp",
+        &config.smp.to_string(),
+        "-m",
+        &config.memory.to_string(),
+    ]);
     add(&["-kernel", &kernel.display().to_string()]);
     add(&["-initrd", &dir.join("initrd").display().to_string()]);
     add(&["-append", &cmdline.join(" ")]);
     if config.interactive {
         // Ctrl-C belongs to the guest.
         let log = option(&logs.join("console.log"));
-        add(&["-chardev", &format!("stdio,id=console,signal=off,logfile={log}")]);
+        add(&[
+            "-chardev",
+            &format!("stdio,id=console,signal=off,logfile={log}"),
+        ]);
     } else {
-        add(&["-chardev", &format!("file,id=console,path={}", option(&dir.join("console")))]);
+        add(&[
+            "-chardev",
+            &format!("file,id=console,path={}", option(&dir.join("console"))),
+        ]);
         // A guest that powered off or died stays to be looked at; the harness ends QEMU.
         add(&["-action", "shutdown=pause"]);
     }
     add(&["-serial", "chardev:console"]);
     add(&["-chardev", &socket("agent"), "-serial", "chardev:agent"]);
-    add(&["-chardev", &socket("qmp"), "-mon", "chardev=qmp,mode=control"]);
+    add(&[
+        "-chardev",
+        &socket("qmp"),
+        "-mon",
+        "chardev=qmp,mode=control",
+    ]);
     for disk in &config.disks {
-        add(&["-drive", &format!("file={},if=virtio,format=raw", option(disk))]);
+        add(&[
+            "-drive",
+            &format!("file={},if=virtio,format=raw", option(disk)),
+        ]);
     }
     if config.network {
         add(&["-nic", "user,model=virtio-net-pci"]);

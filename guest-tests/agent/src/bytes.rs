@@ -39,8 +39,16 @@ impl std::fmt::Debug for Bytes {
 impl Serialize for Bytes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match std::str::from_utf8(&self.0) {
-            Ok(text) if !text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') => Wire::Text(text.to_owned()),
-            _ => Wire::Base64 { b64: STANDARD.encode(&self.0) },
+            Ok(text)
+                if !text
+                    .chars()
+                    .any(|c| c.is_control() && c != '\n' && c != '\t') =>
+            {
+                Wire::Text(text.to_owned())
+            }
+            _ => Wire::Base64 {
+                b64: STANDARD.encode(&self.0),
+            },
         }
         .serialize(serializer)
     }
@@ -50,7 +58,10 @@ impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Wire::deserialize(deserializer)? {
             Wire::Text(text) => Ok(Self(text.into_bytes())),
-            Wire::Base64 { b64 } => STANDARD.decode(b64).map(Self).map_err(serde::de::Error::custom),
+            Wire::Base64 { b64 } => STANDARD
+                .decode(b64)
+                .map(Self)
+                .map_err(serde::de::Error::custom),
         }
     }
 }

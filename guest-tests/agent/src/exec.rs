@@ -32,7 +32,9 @@ enum Event {
 impl Running {
     /// Waits for the end, at the latest when the time limit of [`start`] has passed.
     pub fn wait(self) -> Result<Output> {
-        self.done.recv().context("the watcher of the program died")?
+        self.done
+            .recv()
+            .context("the watcher of the program died")?
     }
 
     /// Kills it now and collects what it wrote.
@@ -63,7 +65,9 @@ pub fn start(argv: &[String], timeout: Duration) -> Result<Running> {
     let (done_tx, done) = mpsc::channel();
     let ended = events.clone();
     thread::spawn(move || {
-        let _ = done_tx.send(supervise(child, ended, &inbox, begin, timeout, stdout, stderr));
+        let _ = done_tx.send(supervise(
+            child, ended, &inbox, begin, timeout, stdout, stderr,
+        ));
     });
     Ok(Running { pid, events, done })
 }
@@ -112,7 +116,15 @@ fn supervise(
         Bytes(all)
     };
     let (stdout, stderr) = (take(stdout), take(stderr));
-    Ok(Output { rc: status.code(), signal: status.signal(), killed, stdout, stderr, truncated, elapsed_us })
+    Ok(Output {
+        rc: status.code(),
+        signal: status.signal(),
+        killed,
+        stdout,
+        stderr,
+        truncated,
+        elapsed_us,
+    })
 }
 
 /// Reads a pipe to its end on a thread of its own. What exceeds the limit by more than a buffer is
@@ -138,14 +150,20 @@ mod tests {
     use super::*;
 
     fn sh(script: &str, timeout: Duration) -> Output {
-        start(&["sh".into(), "-c".into(), script.into()], timeout).unwrap().wait().unwrap()
+        start(&["sh".into(), "-c".into(), script.into()], timeout)
+            .unwrap()
+            .wait()
+            .unwrap()
     }
 
     #[test]
     fn output_and_status() {
         let out = sh("echo a; echo b >&2; exit 3", Duration::from_secs(10));
         assert_eq!((out.rc, out.killed), (Some(3), false));
-        assert_eq!((out.stdout.text(), out.stderr.text()), ("a\n".into(), "b\n".into()));
+        assert_eq!(
+            (out.stdout.text(), out.stderr.text()),
+            ("a\n".into(), "b\n".into())
+        );
     }
 
     #[test]

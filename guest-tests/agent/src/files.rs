@@ -58,7 +58,11 @@ fn walk(dir: &Path, prefix: &str, depth: u32, entries: &mut Vec<Entry>) -> Resul
             bail!("more than {MAX_ENTRIES} entries");
         }
         let name = item.file_name().to_string_lossy().into_owned();
-        let path = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+        let path = if prefix.is_empty() {
+            name
+        } else {
+            format!("{prefix}/{name}")
+        };
         let meta = item.metadata()?;
         let mut entry = Entry {
             path: path.clone(),
@@ -71,7 +75,9 @@ fn walk(dir: &Path, prefix: &str, depth: u32, entries: &mut Vec<Entry>) -> Resul
             entry.kind = "dir".into();
         } else if meta.is_symlink() {
             entry.kind = "link".into();
-            entry.data = fs::read_link(item.path()).ok().map(|target| Bytes::from(target.to_string_lossy().as_ref()));
+            entry.data = fs::read_link(item.path())
+                .ok()
+                .map(|target| Bytes::from(target.to_string_lossy().as_ref()));
         } else if meta.is_file() {
             entry.kind = "file".into();
             if entry.mode & 0o444 != 0 {
@@ -96,7 +102,8 @@ fn walk(dir: &Path, prefix: &str, depth: u32, entries: &mut Vec<Entry>) -> Resul
 }
 
 fn is_not_found(err: &anyhow::Error) -> bool {
-    err.downcast_ref::<std::io::Error>().is_some_and(|err| err.kind() == std::io::ErrorKind::NotFound)
+    err.downcast_ref::<std::io::Error>()
+        .is_some_and(|err| err.kind() == std::io::ErrorKind::NotFound)
 }
 
 #[cfg(test)]
@@ -109,13 +116,27 @@ mod tests {
         fs::create_dir_all(dir.join("channels/7")).unwrap();
         let root = dir.to_str().unwrap();
         write(&format!("{root}/id"), &Bytes::from("7\n"), false).unwrap();
-        write(&format!("{root}/channels/7/cpu"), &Bytes::from("0\n"), false).unwrap();
+        write(
+            &format!("{root}/channels/7/cpu"),
+            &Bytes::from("0\n"),
+            false,
+        )
+        .unwrap();
         std::os::unix::fs::symlink("id", dir.join("alias")).unwrap();
         let all = tree(root, 3).unwrap();
-        let flat: Vec<_> = all.iter().map(|e| (e.path.as_str(), e.kind.as_str())).collect();
+        let flat: Vec<_> = all
+            .iter()
+            .map(|e| (e.path.as_str(), e.kind.as_str()))
+            .collect();
         assert_eq!(
             flat,
-            [("alias", "link"), ("channels", "dir"), ("channels/7", "dir"), ("channels/7/cpu", "file"), ("id", "file")]
+            [
+                ("alias", "link"),
+                ("channels", "dir"),
+                ("channels/7", "dir"),
+                ("channels/7/cpu", "file"),
+                ("id", "file")
+            ]
         );
         assert_eq!(all[4].data, Some(Bytes::from("7\n")));
         assert_eq!(tree(root, 1).unwrap().len(), 3);

@@ -36,10 +36,14 @@ pub fn run() -> Result<()> {
     std::env::set_var("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     std::env::set_var("HOME", "/root");
     let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let with_shell = cmdline.split_ascii_whitespace().any(|word| word == "hv.shell");
+    let with_shell = cmdline
+        .split_ascii_whitespace()
+        .any(|word| word == "hv.shell");
 
     let mut agent = start("agent", Command::new("/init").arg0("guest-agent"));
-    let mut shell = with_shell.then(|| start("shell", &mut shell_command())).flatten();
+    let mut shell = with_shell
+        .then(|| start("shell", &mut shell_command()))
+        .flatten();
     loop {
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, _status))) => {
@@ -63,7 +67,14 @@ pub fn run() -> Result<()> {
 /// A login shell with the console as its controlling terminal.
 fn shell_command() -> Command {
     let mut command = Command::new("/bin/busybox");
-    command.args(["setsid", "/bin/busybox", "cttyhack", "/bin/busybox", "sh", "-l"]);
+    command.args([
+        "setsid",
+        "/bin/busybox",
+        "cttyhack",
+        "/bin/busybox",
+        "sh",
+        "-l",
+    ]);
     command
 }
 

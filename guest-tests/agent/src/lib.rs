@@ -134,6 +134,18 @@ pub enum Command {
         /// As for `Log`.
         since: u64,
     },
+    /// Starts to keep the kernel's uevents; answers with a handle for `Uevent`.
+    UeventListen,
+    /// Waits for an uevent of which one line is `line`; answers with its lines, such as `EVENT=hibernate`. Those before it
+    /// are dropped.
+    Uevent {
+        /// From `UeventListen`.
+        handle: u64,
+        /// The whole line.
+        line: String,
+        /// Gives up after this many milliseconds.
+        timeout_ms: u64,
+    },
     /// Reads a PTP hardware clock; answers with nanoseconds since 1970.
     PtpTime {
         /// Such as `/dev/ptp0`.

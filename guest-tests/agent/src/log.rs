@@ -21,7 +21,11 @@ pub fn kernel(line: &str) {
 }
 
 fn open() -> Result<File> {
-    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open("/dev/kmsg").context("/dev/kmsg")
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open("/dev/kmsg")
+        .context("/dev/kmsg")
 }
 
 /// Reads the next record. `None`: none is there now.
@@ -79,9 +83,15 @@ pub fn wait_for(text: &str, since: u64, timeout: Duration) -> Result<LogLine> {
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            bail!("no kernel log line with {text:?} within {} ms", timeout.as_millis());
+            bail!(
+                "no kernel log line with {text:?} within {} ms",
+                timeout.as_millis()
+            );
         }
-        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let left = Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
         let _ = poll(&mut [PollFd::new(&kmsg, PollFlags::IN)], Some(&left));
     }
 }
@@ -92,7 +102,8 @@ mod tests {
 
     #[test]
     fn record() {
-        let line = parse("6,339,5140900,-,x=1;hv_vmbus: Vmbus version:6.0\n SUBSYSTEM=x\n").unwrap();
+        let line =
+            parse("6,339,5140900,-,x=1;hv_vmbus: Vmbus version:6.0\n SUBSYSTEM=x\n").unwrap();
         assert_eq!((line.seq, line.us), (339, 5_140_900));
         assert_eq!(line.text, "hv_vmbus: Vmbus version:6.0");
     }

@@ -13,6 +13,7 @@ mod files;
 mod init;
 mod log;
 mod serve;
+mod uevent;
 
 use std::process::ExitCode;
 

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -14,29 +14,48 @@ use std::time::Duration;
 use anyhow::{anyhow, Context, Result};
 use guest_agent::{Answer, Command, Hello, Request, Spawned, Stamps, MAX_REQUEST};
 use rustix::termios::{isatty, tcgetattr, tcsetattr, OptionalActions};
-use rustix::time::{clock_gettime, clock_gettime_dynamic, clock_settime, ClockId, DynamicClockId, Timespec};
+use rustix::time::{
+    clock_gettime, clock_gettime_dynamic, clock_settime, ClockId, DynamicClockId, Timespec,
+};
 use serde_json::{json, Value};
 
 use crate::exec::{self, Running};
-use crate::{files, log};
+use crate::{files, log, uevent};
 
 /// Programs started by `Spawn` and not yet collected.
-type Programs = Arc<Mutex<HashMap<u64, Running>>>;
+type Programs = Mutex<HashMap<u64, Running>>;
+
+/// What outlives a request.
+#[derive(Default)]
+struct Kept {
+    programs: Programs,
+    listeners: Mutex<HashMap<u64, Arc<OwnedFd>>>,
+}
 
 static NEXT_HANDLE: AtomicU64 = AtomicU64::new(1);
 
 /// Serves `tty` until it is closed.
 pub fn run(tty: &str) -> Result<()> {
-    let port = OpenOptions::new().read(true).write(true).open(tty).with_context(|| tty.to_owned())?;
+    let port = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(tty)
+        .with_context(|| tty.to_owned())?;
     if isatty(&port) {
         let mut attributes = tcgetattr(&port).context("tcgetattr")?;
         attributes.make_raw();
         tcsetattr(&port, OptionalActions::Now, &attributes).context("tcsetattr")?;
     }
     let writer = Arc::new(Mutex::new(port.try_clone()?));
-    let programs = Programs::default();
+    let kept = Arc::new(Kept::default());
     // The first newline ends whatever the harness may have read from the port before.
-    send(&writer, &Answer { hello: Some(hello()), ..Answer::default() });
+    send(
+        &writer,
+        &Answer {
+            hello: Some(hello()),
+            ..Answer::default()
+        },
+    );
     let mut reader = BufReader::new(port);
     while let Some(line) = read_line(&mut reader)? {
         if line.iter().all(u8::is_ascii_whitespace) {
@@ -44,10 +63,13 @@ pub fn run(tty: &str) -> Result<()> {
         }
         match serde_json::from_slice::<Request>(&line) {
             Ok(request) => {
-                let (writer, programs) = (writer.clone(), programs.clone());
+                let (writer, kept) = (writer.clone(), kept.clone());
                 thread::spawn(move || {
-                    let mut answer = Answer { id: Some(request.id), ..Answer::default() };
-                    match serve(request.cmd, &programs) {
+                    let mut answer = Answer {
+                        id: Some(request.id),
+                        ..Answer::default()
+                    };
+                    match serve(request.cmd, &kept) {
                         Ok(value) => answer.ok = Some(value),
                         Err(err) => answer.err = Some(format!("{err:#}")),
                     }
@@ -59,7 +81,14 @@ pub fn run(tty: &str) -> Result<()> {
                     .ok()
                     .and_then(|value| value.get("id").and_then(Value::as_u64));
                 let err = Some(format!("not a request: {err}"));
-                send(&writer, &Answer { id, err, ..Answer::default() });
+                send(
+                    &writer,
+                    &Answer {
+                        id,
+                        err,
+                        ..Answer::default()
+                    },
+                );
             }
         }
     }
@@ -90,7 +119,9 @@ fn read_line(reader: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
 }
 
 fn send(writer: &Mutex<File>, answer: &Answer) {
-    let Ok(mut line) = serde_json::to_vec(answer) else { return };
+    let Ok(mut line) = serde_json::to_vec(answer) else {
+        return;
+    };
     line.push(b'\n');
     let mut port = writer.lock().unwrap_or_else(PoisonError::into_inner);
     if let Err(err) = port.write_all(&line) {
@@ -98,8 +129,9 @@ fn send(writer: &Mutex<File>, answer: &Answer) {
     }
 }
 
-fn serve(command: Command, programs: &Programs) -> Result<Value> {
-    let lock = || programs.lock().unwrap_or_else(PoisonError::into_inner);
+fn serve(command: Command, kept: &Kept) -> Result<Value> {
+    let listeners = &kept.listeners;
+    let lock = || kept.programs.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(match command {
         Command::Ping => json!(hello()),
         Command::Time => json!(stamps()),
@@ -122,7 +154,9 @@ fn serve(command: Command, programs: &Programs) -> Result<Value> {
             json!(Spawned { handle, pid })
         }
         Command::Collect { handle, kill } => {
-            let running = lock().remove(&handle).ok_or_else(|| anyhow!("no program {handle}"))?;
+            let running = lock()
+                .remove(&handle)
+                .ok_or_else(|| anyhow!("no program {handle}"))?;
             json!(if kill { running.kill() } else { running.wait() }?)
         }
         Command::Read { path } => json!(files::read(&path)?),
@@ -131,22 +165,61 @@ fn serve(command: Command, programs: &Programs) -> Result<Value> {
             Value::Null
         }
         Command::Tree { path, depth } => json!(files::tree(&path, depth)?),
-        Command::Log { text, since, timeout_ms } => {
-            json!(log::wait_for(&text, since, Duration::from_millis(timeout_ms))?)
+        Command::Log {
+            text,
+            since,
+            timeout_ms,
+        } => {
+            json!(log::wait_for(
+                &text,
+                since,
+                Duration::from_millis(timeout_ms)
+            )?)
         }
         Command::LogMark => json!(log::mark()?),
         Command::LogRead { since } => json!(log::since(since)?),
+        Command::UeventListen => {
+            let handle = NEXT_HANDLE.fetch_add(1, Ordering::Relaxed);
+            listeners
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(handle, Arc::new(uevent::listen()?));
+            json!(handle)
+        }
+        Command::Uevent {
+            handle,
+            line,
+            timeout_ms,
+        } => {
+            let listener = listeners
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get(&handle)
+                .cloned();
+            let listener = listener.ok_or_else(|| anyhow!("no listener {handle}"))?;
+            json!(uevent::wait_for(
+                &listener,
+                &line,
+                Duration::from_millis(timeout_ms)
+            )?)
+        }
         Command::PtpTime { path } => {
             let clock = File::open(&path).with_context(|| path.clone())?;
-            let time = clock_gettime_dynamic(DynamicClockId::Dynamic(clock.as_fd())).context(path)?;
-            json!((time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64))
+            let time =
+                clock_gettime_dynamic(DynamicClockId::Dynamic(clock.as_fd())).context(path)?;
+            json!((time.tv_sec as u64)
+                .wrapping_mul(1_000_000_000)
+                .wrapping_add(time.tv_nsec as u64))
         }
     })
 }
 
 fn hello() -> Hello {
     Hello {
-        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        kernel: rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
         cpus: thread::available_parallelism().map_or(1, |n| n.get() as u32),
         pid: std::process::id(),
         uptime_ms: nanoseconds(ClockId::Boottime) / 1_000_000,
@@ -163,7 +236,9 @@ fn stamps() -> Stamps {
 
 fn nanoseconds(clock: ClockId) -> u64 {
     let time = clock_gettime(clock);
-    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
+    (time.tv_sec as u64)
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(time.tv_nsec as u64)
 }
 
 #[cfg(test)]
@@ -191,12 +266,26 @@ mod tests {
 
     #[test]
     fn spawned_programs_are_collected_once() {
-        let programs = Programs::default();
+        let kept = Kept::default();
         let argv = vec!["sleep".to_owned(), "60".to_owned()];
-        let value = serve(Command::Spawn { argv, timeout_ms: 60_000 }, &programs).unwrap();
+        let value = serve(
+            Command::Spawn {
+                argv,
+                timeout_ms: 60_000,
+            },
+            &kept,
+        )
+        .unwrap();
         let handle = value["handle"].as_u64().unwrap();
-        let value = serve(Command::Collect { handle, kill: true }, &programs).unwrap();
+        let value = serve(Command::Collect { handle, kill: true }, &kept).unwrap();
         assert_eq!(value["killed"], true);
-        assert!(serve(Command::Collect { handle, kill: false }, &programs).is_err());
+        assert!(serve(
+            Command::Collect {
+                handle,
+                kill: false
+            },
+            &kept
+        )
+        .is_err());
     }
 }

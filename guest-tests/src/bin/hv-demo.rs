@@ -41,12 +41,24 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<bool> {
     let env = Env::from_env()?;
-    let drivers = if args.drivers == "c" { Drivers::C } else { Drivers::Rust };
-    let options = demo::Options { drivers, smp: args.smp, freeze: Duration::from_secs(args.freeze) };
+    let drivers = if args.drivers == "c" {
+        Drivers::C
+    } else {
+        Drivers::Rust
+    };
+    let options = demo::Options {
+        drivers,
+        smp: args.smp,
+        freeze: Duration::from_secs(args.freeze),
+    };
     let passed = demo::run(&env, &options);
     if args.shell && passed {
         println!("\nA guest for you:");
-        vm::interactive(&env, VmConfig::new("demo-shell", drivers).smp(args.smp), true)?;
+        vm::interactive(
+            &env,
+            VmConfig::new("demo-shell", drivers).smp(args.smp),
+            true,
+        )?;
     }
     Ok(passed)
 }

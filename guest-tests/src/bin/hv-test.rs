@@ -52,16 +52,28 @@ fn run(args: &Args) -> Result<bool> {
     }
     if args.list {
         for (suite, scenario) in &tests {
-            println!("{:28} {}", format!("{}::{}", suite.name, scenario.name), scenario.about);
+            println!(
+                "{:28} {}",
+                format!("{}::{}", suite.name, scenario.name),
+                scenario.about
+            );
         }
         return Ok(true);
     }
     let env = Env::from_env()?;
     runner::clean_logs(&env, &tests)?;
     let begin = Instant::now();
-    let options = Options { full: args.full, filter: args.filter.clone(), jobs: args.jobs.into() };
+    let options = Options {
+        full: args.full,
+        filter: args.filter.clone(),
+        jobs: args.jobs.into(),
+    };
     let totals = runner::run(&env, &suites, &options);
-    println!("\n{:.0} s; logs in {}", begin.elapsed().as_secs_f64(), env.logs.display());
+    println!(
+        "\n{:.0} s; logs in {}",
+        begin.elapsed().as_secs_f64(),
+        env.logs.display()
+    );
     for name in &totals.failures {
         println!("failed: {name}");
     }
@@ -77,8 +89,14 @@ fn choose(names: &[String]) -> Result<Vec<Suite>> {
     for name in names {
         if !all.iter().any(|suite| suite.name == name) {
             let known: Vec<_> = all.iter().map(|suite| suite.name).collect();
-            bail!("unknown suite {name:?}; the suites are: {}", known.join(", "));
+            bail!(
+                "unknown suite {name:?}; the suites are: {}",
+                known.join(", ")
+            );
         }
     }
-    Ok(all.into_iter().filter(|suite| names.iter().any(|name| name == suite.name)).collect())
+    Ok(all
+        .into_iter()
+        .filter(|suite| names.iter().any(|name| name == suite.name))
+        .collect())
 }

@@ -19,7 +19,11 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 pub fn scenarios() -> Vec<Scenario> {
     vec![
-        Scenario::new("clock-freeze", "the VM is stopped and continued: the clock is right again", freeze),
+        Scenario::new(
+            "clock-freeze",
+            "the VM is stopped and continued: the clock is right again",
+            freeze,
+        ),
         Scenario::new(
             "clock-sample",
             "a sample without the sync flag does not step the clock, one with it does",
@@ -30,7 +34,11 @@ pub fn scenarios() -> Vec<Scenario> {
             "a clock that is hours wrong, either way, is right after the next marked sample",
             hours,
         ),
-        Scenario::new("clock-ptp", "the PTP clock named hyperv tells the host's time", ptp),
+        Scenario::new(
+            "clock-ptp",
+            "the PTP clock named hyperv tells the host's time",
+            ptp,
+        ),
     ]
 }
 
@@ -40,8 +48,14 @@ fn timesync(
     interval_ms: Option<u64>,
     after_stop: Option<bool>,
 ) -> Result<TimesyncStatus> {
-    let command =
-        Command::Timesync { send, offset_ms: 0, unix_ms: None, keep: false, interval_ms, sync_after_stop: after_stop };
+    let command = Command::Timesync {
+        send,
+        offset_ms: 0,
+        unix_ms: None,
+        keep: false,
+        interval_ms,
+        sync_after_stop: after_stop,
+    };
     serde_json::from_value(vm.host().call(command)?).context("timesync status")
 }
 
@@ -59,7 +73,11 @@ pub fn becomes_right(vm: &Vm, begin: Instant) -> Result<(Duration, ClockOffset)>
             return Ok((took, offset));
         }
         if took > LIMIT {
-            bail!("after {:.1} s the clock is still {:.0} ms off", took.as_secs_f64(), offset.ms);
+            bail!(
+                "after {:.1} s the clock is still {:.0} ms off",
+                took.as_secs_f64(),
+                offset.ms
+            );
         }
     }
 }
@@ -85,8 +103,14 @@ pub fn freeze_and_correct(vm: &Vm, length: Duration) -> Result<Frozen> {
     vm.qmp.cont()?;
     let (took, offset) = becomes_right(vm, Instant::now())?;
     let after = vm.host().timesync()?;
-    ensure!(after.stops_seen > before.stops_seen, "the host did not notice the stop");
-    ensure!(after.syncs > before.syncs, "the host sent no marked sample after the stop");
+    ensure!(
+        after.stops_seen > before.stops_seen,
+        "the host did not notice the stop"
+    );
+    ensure!(
+        after.syncs > before.syncs,
+        "the host sent no marked sample after the stop"
+    );
     Ok(Frozen { took, offset })
 }
 
@@ -165,11 +189,19 @@ fn hours(ctx: &Ctx) -> Result<()> {
         for hours in [-5i64, 7, -24 * 400] {
             vm.set_clock(hours * 3_600_000)?;
             let wrong = vm.clock_offset()?;
-            ensure!(wrong.ms.abs() > 3.6e6, "the clock was not set: {:.0} ms off", wrong.ms);
+            ensure!(
+                wrong.ms.abs() > 3.6e6,
+                "the clock was not set: {:.0} ms off",
+                wrong.ms
+            );
             let begin = Instant::now();
             vm.host().time_sample(SampleKind::Sync, 0, false)?;
             let (took, offset) = becomes_right(vm, begin)?;
-            ctx.figure(format!("{hours:+} h: off by {:+.1} ms after {:.0} ms", offset.ms, took.as_secs_f64() * 1e3));
+            ctx.figure(format!(
+                "{hours:+} h: off by {:+.1} ms after {:.0} ms",
+                offset.ms,
+                took.as_secs_f64() * 1e3
+            ));
         }
         Ok(())
     })
@@ -180,18 +212,32 @@ fn ptp(ctx: &Ctx) -> Result<()> {
         let named = vm.sh("grep -lx hyperv /sys/class/ptp/ptp*/clock_name")?;
         let names: Vec<&str> = named.lines().collect();
         ensure!(names.len() == 1, "PTP clocks named hyperv: {names:?}");
-        let node = names[0].split('/').rev().nth(1).context("path of the PTP clock")?;
+        let node = names[0]
+            .split('/')
+            .rev()
+            .nth(1)
+            .context("path of the PTP clock")?;
         send_and_wait(vm, SampleKind::Sample)?;
         // The PTP clock follows the host even when the guest's own clock is wrong.
         quiet(vm)?;
         vm.set_clock(-3_600_000)?;
         let before = unix_now();
-        let ns: u64 = vm.agent.call(Ask::PtpTime { path: format!("/dev/{node}") }, SOON)?;
+        let ns: u64 = vm.agent.call(
+            Ask::PtpTime {
+                path: format!("/dev/{node}"),
+            },
+            SOON,
+        )?;
         let after = unix_now();
         let off = (ns as i128 - ((before + after) / 2).as_nanos() as i128) as f64 / 1e6;
         let uncertainty = (after - before).as_secs_f64() * 1e3 / 2.0;
-        ensure!(off.abs() <= CLOSE_MS + uncertainty, "/dev/{node} is {off:.1} ms off");
-        ctx.figure(format!("/dev/{node} off by {off:+.2} ms (±{uncertainty:.2})"));
+        ensure!(
+            off.abs() <= CLOSE_MS + uncertainty,
+            "/dev/{node} is {off:.1} ms off"
+        );
+        ctx.figure(format!(
+            "/dev/{node} off by {off:+.2} ms (±{uncertainty:.2})"
+        ));
         Ok(())
     })
 }

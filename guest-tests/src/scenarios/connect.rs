@@ -27,7 +27,11 @@ pub fn scenarios() -> Vec<Scenario> {
             move |ctx| cpus_in_turn(ctx, cpus),
         ));
     }
-    all.push(Scenario::new("max-version", "module parameter max_version limits what the guest asks for", max_version));
+    all.push(Scenario::new(
+        "max-version",
+        "module parameter max_version limits what the guest asks for",
+        max_version,
+    ));
     all
 }
 
@@ -36,8 +40,17 @@ fn connect(ctx: &Ctx, version: &str) -> Result<()> {
         agreed_version(vm, version)?;
         devices_are_there(vm)?;
         vm.beats(10)?;
-        let opens: u64 = vm.host().counters()?.channels.values().map(|channel| channel.opens).sum();
-        ctx.figure(format!("boot {:.1} s, {opens} channels opened", vm.boot_time.as_secs_f64()));
+        let opens: u64 = vm
+            .host()
+            .counters()?
+            .channels
+            .values()
+            .map(|channel| channel.opens)
+            .sum();
+        ctx.figure(format!(
+            "boot {:.1} s, {opens} channels opened",
+            vm.boot_time.as_secs_f64()
+        ));
         Ok(())
     })
 }
@@ -47,14 +60,26 @@ fn agreed_version(vm: &Vm, version: &str) -> Result<()> {
     // The words that users' tools search for.
     vm.log(&format!("Vmbus version:{version}"), 0, SOON)?;
     let status = vm.host().status()?;
-    equal("version at the host", status.version.as_deref(), Some(version))?;
-    ensure(status.connected(), format!("host's state: {:?}", status.state))
+    equal(
+        "version at the host",
+        status.version.as_deref(),
+        Some(version),
+    )?;
+    ensure(
+        status.connected(),
+        format!("host's state: {:?}", status.state),
+    )
 }
 
 /// Every device that the host offers, and no other, is on the bus.
 pub fn devices_are_there(vm: &Vm) -> Result<()> {
-    let mut offered: Vec<String> =
-        vm.host().channels()?.into_iter().filter(|channel| channel.subchannel == 0).map(|c| c.instance).collect();
+    let mut offered: Vec<String> = vm
+        .host()
+        .channels()?
+        .into_iter()
+        .filter(|channel| channel.subchannel == 0)
+        .map(|c| c.instance)
+        .collect();
     offered.sort();
     let listed = vm.sh("ls /sys/bus/vmbus/devices")?;
     let mut found: Vec<String> = listed.split_whitespace().map(str::to_owned).collect();
@@ -100,8 +125,14 @@ pub fn hyperv_interrupts(vm: &Vm) -> Result<Vec<u64>> {
 /// A line of `/proc/interrupts` by its label. None when the kernel does not use that interrupt.
 pub fn interrupts(vm: &Vm, label: &str) -> Result<Option<Vec<u64>>> {
     let table = vm.read("/proc/interrupts")?;
-    let line = table.lines().find_map(|line| line.trim_start().strip_prefix(label));
-    Ok(line.map(|line| line.split_whitespace().map_while(|word| word.parse().ok()).collect()))
+    let line = table
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix(label));
+    Ok(line.map(|line| {
+        line.split_whitespace()
+            .map_while(|word| word.parse().ok())
+            .collect()
+    }))
 }
 
 fn max_version(ctx: &Ctx) -> Result<()> {
@@ -109,9 +140,11 @@ fn max_version(ctx: &Ctx) -> Result<()> {
     let value = (5 << 16) | 2;
     let version = "5.2";
     match ctx.drivers {
-        Drivers::C => ctx.connected(ctx.config().cmdline(&format!("hv_vmbus.max_version={value}")), |vm| {
-            agreed_version(vm, version)
-        }),
+        Drivers::C => ctx.connected(
+            ctx.config()
+                .cmdline(&format!("hv_vmbus.max_version={value}")),
+            |vm| agreed_version(vm, version),
+        ),
         _ => ctx.booted(ctx.config(), |vm| {
             vm.load_with("hv_vmbus_rs", &format!("max_version={value}"))?;
             vm.host().wait_connected(SOON)?;

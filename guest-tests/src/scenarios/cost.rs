@@ -53,7 +53,10 @@ pub const TRACE_INIT: &str = "initcall_debug";
 fn cost(ctx: &Ctx) -> Result<()> {
     let beats = ctx.count(2000, 200);
     let measure = |drivers: Drivers| {
-        let config = ctx.config_for(drivers.name(), drivers).smp(2).cmdline(TRACE_INIT);
+        let config = ctx
+            .config_for(drivers.name(), drivers)
+            .smp(2)
+            .cmdline(TRACE_INIT);
         ctx.connected(config, |vm| measure(vm, beats))
     };
     let (rust, c) = (measure(Drivers::Rust)?, measure(Drivers::C)?);
@@ -62,7 +65,10 @@ fn cost(ctx: &Ctx) -> Result<()> {
     // Both numbers are facts of the protocol, not of the machine's speed.
     ensure(
         rust.hypercalls <= c.hypercalls + 0.1,
-        format!("{:.2} hypercalls per heartbeat, C needs {:.2}", rust.hypercalls, c.hypercalls),
+        format!(
+            "{:.2} hypercalls per heartbeat, C needs {:.2}",
+            rust.hypercalls, c.hypercalls
+        ),
     )
 }
 
@@ -70,7 +76,13 @@ fn cost(ctx: &Ctx) -> Result<()> {
 fn measure(vm: &Vm, beats: u32) -> Result<Cost> {
     let (to_version_us, to_offers_us) = init_times(vm)?;
     let (hypercalls, interrupts, longest_us) = heartbeat_cost(vm, beats)?;
-    Ok(Cost { to_version_us, to_offers_us, hypercalls, interrupts, longest_us })
+    Ok(Cost {
+        to_version_us,
+        to_offers_us,
+        hypercalls,
+        interrupts,
+        longest_us,
+    })
 }
 
 /// From the start of the bus driver's initialisation to the line "Vmbus version:", and to its end, in microseconds of
@@ -88,9 +100,13 @@ pub fn init_times(vm: &Vm) -> Result<(u64, u64)> {
             .map(|line| line.us)
             .with_context(|| format!("{what} is not in the log"))
     };
-    let start = at("the start of the initialisation", &|text| text.starts_with("calling ") && text.contains(init))?;
+    let start = at("the start of the initialisation", &|text| {
+        text.starts_with("calling ") && text.contains(init)
+    })?;
     let version = at("Vmbus version", &|text| text.contains("Vmbus version:"))?;
-    let end = at("the end of the initialisation", &|text| text.starts_with("initcall ") && text.contains(init))?;
+    let end = at("the end of the initialisation", &|text| {
+        text.starts_with("initcall ") && text.contains(init)
+    })?;
     Ok((version.saturating_sub(start), end.saturating_sub(start)))
 }
 
@@ -100,9 +116,21 @@ pub fn heartbeat_cost(vm: &Vm, beats: u32) -> Result<(f64, f64, u64)> {
     let status = vm.beats(beats)?;
     let counters = vm.host().counters()?;
     let sum = |start: &str| -> u64 {
-        counters.partition.iter().filter(|(name, _)| name.starts_with(start)).map(|(_, count)| count).sum()
+        counters
+            .partition
+            .iter()
+            .filter(|(name, _)| name.starts_with(start))
+            .map(|(_, count)| count)
+            .sum()
     };
     let answered = status.answered.max(1) as f64;
-    let interrupts = *counters.partition.get("synic_interrupts").context("the host does not count synic_interrupts")?;
-    Ok((sum("hypercall_") as f64 / answered, interrupts as f64 / answered, status.max_rtt_us.unwrap_or(0)))
+    let interrupts = *counters
+        .partition
+        .get("synic_interrupts")
+        .context("the host does not count synic_interrupts")?;
+    Ok((
+        sum("hypercall_") as f64 / answered,
+        interrupts as f64 / answered,
+        status.max_rtt_us.unwrap_or(0),
+    ))
 }

@@ -16,15 +16,31 @@ use crate::Drivers;
 
 pub fn scenarios() -> Vec<Scenario> {
     vec![
-        Scenario::new("rescind-reoffer", "every device rescinded and offered again, many times", rescind),
+        Scenario::new(
+            "rescind-reoffer",
+            "every device rescinded and offered again, many times",
+            rescind,
+        ),
         Scenario::new(
             "rescind-storm",
             "all devices rescinded and offered again at once, without waiting in between",
             storm,
         ),
-        Scenario::new("reload", "modules loaded and unloaded many times; memory compared", reload),
-        Scenario::new("panic", "a panic reaches the host through the crash MSRs, and the bus is unloaded", panic),
-        Scenario::new("cpu-hotplug", "CPUs taken offline and online while heartbeats run", hotplug),
+        Scenario::new(
+            "reload",
+            "modules loaded and unloaded many times; memory compared",
+            reload,
+        ),
+        Scenario::new(
+            "panic",
+            "a panic reaches the host through the crash MSRs, and the bus is unloaded",
+            panic,
+        ),
+        Scenario::new(
+            "cpu-hotplug",
+            "CPUs taken offline and online while heartbeats run",
+            hotplug,
+        ),
         Scenario::new(
             "move-channels",
             "all channels moved to CPU 0 by sysfs; then the other CPUs can go",
@@ -35,14 +51,25 @@ pub fn scenarios() -> Vec<Scenario> {
 
 /// What makes no sense for a bus that is built in.
 pub fn rust_only() -> Vec<Scenario> {
-    vec![Scenario::new("reload-while-offering", "the bus is unloaded while devices come and go", unload_in_storm)]
+    vec![Scenario::new(
+        "reload-while-offering",
+        "the bus is unloaded while devices come and go",
+        unload_in_storm,
+    )]
 }
 
 fn cycle(host: &mut Client, device: &str) -> Result<()> {
     host.rescind(device)?;
-    host.wait(Until::Released { device: device.into() }, SOON).with_context(|| format!("{device} not released"))?;
+    host.wait(
+        Until::Released {
+            device: device.into(),
+        },
+        SOON,
+    )
+    .with_context(|| format!("{device} not released"))?;
     host.offer(device)?;
-    host.wait_negotiated(device, SOON).with_context(|| format!("{device} did not come back"))
+    host.wait_negotiated(device, SOON)
+        .with_context(|| format!("{device} did not come back"))
 }
 
 fn rescind(ctx: &Ctx) -> Result<()> {
@@ -59,10 +86,17 @@ fn rescind(ctx: &Ctx) -> Result<()> {
         devices_are_there(vm)?;
         // One channel directory each: none of those before it was left.
         let left = vm.sh("ls -d /sys/bus/vmbus/devices/*/channels/* | wc -l")?;
-        equal("channel directories", left.trim(), vm.host().channels()?.len().to_string().as_str())?;
+        equal(
+            "channel directories",
+            left.trim(),
+            vm.host().channels()?.len().to_string().as_str(),
+        )?;
         vm.beats(10)?;
         let cycles = times as usize * IC_DEVICES.len();
-        ctx.figure(format!("{cycles} cycles, {:.1} ms each", ms / cycles as f64));
+        ctx.figure(format!(
+            "{cycles} cycles, {:.1} ms each",
+            ms / cycles as f64
+        ));
         Ok(())
     })
 }
@@ -77,13 +111,20 @@ fn storm(ctx: &Ctx) -> Result<()> {
             }
             // Offered as soon as its relid is back, whatever the others do.
             for device in IC_DEVICES {
-                host.wait(Until::Released { device: device.into() }, SOON)
-                    .with_context(|| format!("{device} not released"))?;
+                host.wait(
+                    Until::Released {
+                        device: device.into(),
+                    },
+                    SOON,
+                )
+                .with_context(|| format!("{device} not released"))?;
                 host.offer(device)?;
             }
         }
         for device in IC_DEVICES {
-            vm.host().wait_negotiated(device, SOON).with_context(|| format!("{device} did not come back"))?;
+            vm.host()
+                .wait_negotiated(device, SOON)
+                .with_context(|| format!("{device} did not come back"))?;
         }
         devices_are_there(vm)?;
         vm.beats(10)?;
@@ -95,7 +136,7 @@ fn storm(ctx: &Ctx) -> Result<()> {
 fn reload(ctx: &Ctx) -> Result<()> {
     // The C bus is built in: there only hv_utils can go.
     let with_bus = ctx.drivers == Drivers::Rust;
-    let times = ctx.count(50, 8);
+    let per_window = ctx.count(13, 2);
     ctx.booted(ctx.config().smp(2), |vm| {
         let one = || -> Result<()> {
             vm.load_drivers()?;
@@ -106,7 +147,12 @@ fn reload(ctx: &Ctx) -> Result<()> {
                 equal("GPADLs left at the host", status.gpadls, 0)?;
             } else {
                 for device in IC_DEVICES {
-                    vm.host().wait(Until::ChannelClosed { device: device.into() }, SOON)?;
+                    vm.host().wait(
+                        Until::ChannelClosed {
+                            device: device.into(),
+                        },
+                        SOON,
+                    )?;
                 }
             }
             Ok(())
@@ -117,88 +163,103 @@ fn reload(ctx: &Ctx) -> Result<()> {
         }
         let mark = vm.log_mark()?;
         let connects = vm.host().status()?.connects;
-        let before = Memory::read(vm)?;
-        for _ in 0..times {
-            one()?;
+        let mut readings = vec![Memory::read(vm)?];
+        for _ in 0..WINDOWS {
+            for _ in 0..per_window {
+                one()?;
+            }
+            readings.push(Memory::read(vm)?);
         }
-        let after = Memory::read(vm)?;
+        let times = per_window * WINDOWS;
         let lines = vm.log_since(mark)?;
-        let count = |text: &str| lines.iter().filter(|line| line.text.contains(text)).count() as u32;
-        equal("lines \"Heartbeat IC version\" in the log", count("Heartbeat IC version"), times)?;
+        let count =
+            |text: &str| lines.iter().filter(|line| line.text.contains(text)).count() as u32;
+        equal(
+            "lines \"Heartbeat IC version\" in the log",
+            count("Heartbeat IC version"),
+            times,
+        )?;
         if with_bus {
-            equal("lines \"Vmbus version:\" in the log", count("Vmbus version:"), times)?;
-            equal("connections", vm.host().status()?.connects - connects, u64::from(times))?;
+            equal(
+                "lines \"Vmbus version:\" in the log",
+                count("Vmbus version:"),
+                times,
+            )?;
+            equal(
+                "connections",
+                vm.host().status()?.connects - connects,
+                u64::from(times),
+            )?;
         }
-        after.compare(&before, times)?;
+        let leaks = leaks(&readings, i64::from(per_window));
+        ensure!(
+            leaks.is_empty(),
+            "lost in {times} cycles: {}",
+            leaks.join(", ")
+        );
+        let (first, last) = (&readings[0], &readings[readings.len() - 1]);
+        let grown = |name: &str| last.0.get(name).unwrap_or(&0) - first.0.get(name).unwrap_or(&0);
         ctx.figure(format!(
-            "{times} times; pages {:+}, vmalloc areas {:+}, slab objects {:+}",
-            before.free_pages - after.free_pages,
-            after.vmalloc_areas - before.vmalloc_areas,
-            after.slabs.values().sum::<i64>() - before.slabs.values().sum::<i64>()
+            "{times} times; pages in use {:+}, vmalloc areas {:+}",
+            grown("pages"),
+            grown("vmalloc areas")
         ));
         Ok(())
     })
 }
 
-/// How the guest's memory is used.
-struct Memory {
-    free_pages: i64,
-    vmalloc_areas: i64,
-    percpu_kib: i64,
-    slabs: BTreeMap<String, i64>,
-}
+/// Stretches of cycles between two looks at the memory. What is on the CPUs' own lists of free objects counts as used and
+/// moves by dozens either way; a leak grows in every stretch.
+const WINDOWS: u32 = 4;
+
+/// How the guest's memory is used: counts by name.
+#[derive(Default)]
+struct Memory(BTreeMap<String, i64>);
 
 impl Memory {
-    /// Reads it after everything that can be given back was given back. The CPUs' own lists of free objects are
-    /// flushed, since /proc/slabinfo counts what is on them as used.
+    /// Reads it after everything that can be given back was given back.
     fn read(vm: &Vm) -> Result<Self> {
-        vm.sh("sync; echo 3 > /proc/sys/vm/drop_caches; for f in /sys/kernel/slab/*/shrink; do echo 1 > $f; done; echo 1 > /proc/sys/vm/compact_memory")?;
-        let slabinfo = vm.read("/proc/slabinfo")?;
-        let mut slabs = BTreeMap::new();
-        for line in slabinfo.lines().skip(2) {
+        vm.sh("sync; echo 3 > /proc/sys/vm/drop_caches; for f in /sys/kernel/slab/*/shrink; do echo 1 > $f; done")?;
+        let mut counts = BTreeMap::new();
+        for line in vm.read("/proc/slabinfo")?.lines().skip(2) {
             let mut words = line.split_whitespace();
             if let (Some(name), Some(Ok(active))) = (words.next(), words.next().map(str::parse)) {
-                slabs.insert(name.to_owned(), active);
+                counts.insert(format!("objects of {name}"), active);
             }
         }
-        let vmstat = vm.read("/proc/vmstat")?;
-        let free_pages = field(&vmstat, "nr_free_pages ")?;
-        let meminfo = vm.read("/proc/meminfo")?;
-        Ok(Self {
-            free_pages,
-            vmalloc_areas: vm.read("/proc/vmallocinfo")?.lines().count() as i64,
-            percpu_kib: field(&meminfo, "Percpu:")?,
-            slabs,
-        })
+        let pages = -field(&vm.read("/proc/vmstat")?, "nr_free_pages ")?;
+        counts.insert("pages".into(), pages);
+        counts.insert(
+            "vmalloc areas".into(),
+            vm.read("/proc/vmallocinfo")?.lines().count() as i64,
+        );
+        counts.insert(
+            "KiB of per-CPU memory".into(),
+            field(&vm.read("/proc/meminfo")?, "Percpu:")?,
+        );
+        Ok(Self(counts))
     }
+}
 
-    /// Fails when anything grew as a leak would: at least once a cycle.
-    fn compare(&self, before: &Self, cycles: u32) -> Result<()> {
-        let cycles = i64::from(cycles);
-        let mut leaks = Vec::new();
-        for (name, &now) in &self.slabs {
-            let grown = now - before.slabs.get(name).copied().unwrap_or(0);
-            if grown >= cycles {
-                leaks.push(format!("{grown} objects of {name}"));
-            }
+/// What grew by at least one a cycle in each window.
+fn leaks(readings: &[Memory], cycles: i64) -> Vec<String> {
+    let (Some(first), Some(last)) = (readings.first(), readings.last()) else {
+        return Vec::new();
+    };
+    let mut leaks = Vec::new();
+    for (name, end) in &last.0 {
+        let always =
+            readings
+                .windows(2)
+                .all(|pair| match (pair[0].0.get(name), pair[1].0.get(name)) {
+                    (Some(before), Some(after)) => after - before >= cycles,
+                    _ => false,
+                });
+        if always {
+            leaks.push(format!("{} {name}", end - first.0.get(name).unwrap_or(&0)));
         }
-        let areas = self.vmalloc_areas - before.vmalloc_areas;
-        if areas >= cycles {
-            leaks.push(format!("{areas} vmalloc areas"));
-        }
-        // A ring is six pages, the smallest thing allocated by pages is one; the kernel's own lists of pages per CPU
-        // come and go by some hundred.
-        let pages = before.free_pages - self.free_pages;
-        if pages >= cycles + 512 {
-            leaks.push(format!("{pages} pages"));
-        }
-        let percpu = self.percpu_kib - before.percpu_kib;
-        if percpu >= cycles {
-            leaks.push(format!("{percpu} KiB of per-CPU memory"));
-        }
-        ensure!(leaks.is_empty(), "lost in {cycles} cycles: {}", leaks.join(", "));
-        Ok(())
     }
+    leaks
 }
 
 fn field(text: &str, name: &str) -> Result<i64> {
@@ -213,21 +274,43 @@ fn panic(ctx: &Ctx) -> Result<()> {
     ctx.connected(ctx.config().smp(2), |vm| {
         vm.beats(5)?;
         let unloads = vm.host().status()?.unloads;
-        let argv = ["sh", "-c", "echo c > /proc/sysrq-trigger"].map(String::from).to_vec();
-        vm.agent.post(Ask::Exec { argv, timeout_ms: 60_000 })?;
-        vm.host().wait(Until::GuestCrash, BOOT_LIMIT).context("the host heard of no crash")?;
+        let argv = ["sh", "-c", "echo c > /proc/sysrq-trigger"]
+            .map(String::from)
+            .to_vec();
+        vm.agent.post(Ask::Exec {
+            argv,
+            timeout_ms: 60_000,
+        })?;
+        vm.host()
+            .wait(Until::GuestCrash, BOOT_LIMIT)
+            .context("the host heard of no crash")?;
         let console = vm.console.as_ref().context("console")?;
         console.wait("end Kernel panic", 0, BOOT_LIMIT)?;
         let status = vm.host().status()?;
         let told = status.partition.to_string();
-        ensure!(told.contains("sysrq triggered crash"), "the crash text at the host is not the kernel's: {told}");
+        ensure!(
+            told.contains("sysrq triggered crash"),
+            "the crash text at the host is not the kernel's: {told}"
+        );
         // So that a kdump kernel finds no connection and no shared page of the one before.
-        equal("connection after the panic", status.state, ConnectionState::Disconnected)?;
+        equal(
+            "connection after the panic",
+            status.state,
+            ConnectionState::Disconnected,
+        )?;
         equal("unloads by the panic", status.unloads - unloads, 1)?;
         let trouble = console.take_trouble();
-        ensure!(trouble.iter().any(|line| line.contains("sysrq triggered crash")), "the panic is not on the console");
         ensure!(
-            !trouble.iter().any(|line| line.contains("WARNING:") || line.contains("BUG:") && !line.contains("NULL")),
+            trouble
+                .iter()
+                .any(|line| line.contains("sysrq triggered crash")),
+            "the panic is not on the console"
+        );
+        ensure!(
+            !trouble
+                .iter()
+                .any(|line| line.contains("WARNING:")
+                    || line.contains("BUG:") && !line.contains("NULL")),
             "more than the panic: {}",
             trouble.join(" | ")
         );
@@ -244,7 +327,10 @@ fn hotplug(ctx: &Ctx) -> Result<()> {
         vm.host().heartbeat_interval(Duration::from_millis(500))?;
         let channel = vm.host().channel("heartbeat")?;
         let relid = channel.relid.context("heartbeat has no relid")?;
-        let cpu_file = format!("/sys/bus/vmbus/devices/{}/channels/{relid}/cpu", channel.instance);
+        let cpu_file = format!(
+            "/sys/bus/vmbus/devices/{}/channels/{relid}/cpu",
+            channel.instance
+        );
         for round in 0..rounds {
             for cpu in 1..CPUS {
                 // Every other round it is the CPU that the heartbeats arrive on.
@@ -253,12 +339,19 @@ fn hotplug(ctx: &Ctx) -> Result<()> {
                     vm.beats(3)?;
                 }
                 let online = format!("/sys/devices/system/cpu/cpu{cpu}/online");
-                vm.write(&online, "0").with_context(|| format!("CPU {cpu} offline, round {round}"))?;
-                vm.beats(5).with_context(|| format!("CPU {cpu} is offline"))?;
+                vm.write(&online, "0")
+                    .with_context(|| format!("CPU {cpu} offline, round {round}"))?;
+                vm.beats(5)
+                    .with_context(|| format!("CPU {cpu} is offline"))?;
                 let target: u32 = vm.read(&cpu_file)?.parse()?;
-                ensure!(target != cpu, "the channel is still bound to CPU {cpu}, which is offline");
-                vm.write(&online, "1").with_context(|| format!("CPU {cpu} online, round {round}"))?;
-                vm.beats(5).with_context(|| format!("CPU {cpu} is online again"))?;
+                ensure!(
+                    target != cpu,
+                    "the channel is still bound to CPU {cpu}, which is offline"
+                );
+                vm.write(&online, "1")
+                    .with_context(|| format!("CPU {cpu} online, round {round}"))?;
+                vm.beats(5)
+                    .with_context(|| format!("CPU {cpu} is online again"))?;
             }
         }
         // The CPUs that came back take interrupts again.
@@ -269,11 +362,18 @@ fn hotplug(ctx: &Ctx) -> Result<()> {
         }
         let after = hyperv_interrupts(vm)?;
         for cpu in 1..CPUS as usize {
-            ensure!(after[cpu] - before[cpu] >= 10, "CPU {cpu} takes no interrupts after it came back");
+            ensure!(
+                after[cpu] - before[cpu] >= 10,
+                "CPU {cpu} takes no interrupts after it came back"
+            );
         }
         let status = vm.host().heartbeat()?;
         equal("beats missed", status.missed, 0)?;
-        ctx.figure(format!("{} times offline and online, {} beats, 0 missed", rounds * (CPUS - 1), status.answered));
+        ctx.figure(format!(
+            "{} times offline and online, {} beats, 0 missed",
+            rounds * (CPUS - 1),
+            status.answered
+        ));
         Ok(())
     })
 }
@@ -344,4 +444,33 @@ fn unload_in_storm(ctx: &Ctx) -> Result<()> {
         ctx.figure(format!("{rounds} rounds"));
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readings(series: &[&[i64]]) -> Vec<Memory> {
+        let names = ["pages", "objects of filp"];
+        let of = |at: usize| {
+            names
+                .iter()
+                .zip(series)
+                .map(|(name, values)| ((*name).to_owned(), values[at]))
+                .collect()
+        };
+        (0..series[0].len()).map(|at| Memory(of(at))).collect()
+    }
+
+    #[test]
+    fn a_leak_grows_in_every_window() {
+        let pages: &[i64] = &[100, 90, 130, 125, 140];
+        let leaking: &[i64] = &[7, 9, 12, 14, 16];
+        assert_eq!(
+            leaks(&readings(&[pages, leaking]), 2),
+            ["9 objects of filp"]
+        );
+        let noisy: &[i64] = &[7, 67, 68, 100, 90];
+        assert!(leaks(&readings(&[pages, noisy]), 2).is_empty());
+    }
 }

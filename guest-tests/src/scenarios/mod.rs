@@ -68,7 +68,12 @@ mod tests {
         for suite in super::suites() {
             let mut seen = HashSet::new();
             for scenario in suite.scenarios {
-                assert!(seen.insert(scenario.name.clone()), "{} twice in {}", scenario.name, suite.name);
+                assert!(
+                    seen.insert(scenario.name.clone()),
+                    "{} twice in {}",
+                    scenario.name,
+                    suite.name
+                );
             }
         }
     }

@@ -15,16 +15,26 @@ pub fn scenarios() -> Vec<Scenario> {
             "the C driver owns the bus: the module refuses to load and says what to do",
             c_bus,
         ),
-        Scenario::new("refuse-not-hyperv", "not a Hyper-V machine: the module refuses to load and says so", not_hyperv),
+        Scenario::new(
+            "refuse-not-hyperv",
+            "not a Hyper-V machine: the module refuses to load and says so",
+            not_hyperv,
+        ),
     ]
 }
 
 /// Tries to load the bus module; gives the one line that it logged.
 fn refused(vm: &Vm) -> Result<String> {
     let mark = vm.log_mark()?;
-    let out = vm.run(&format!("insmod {RUST_MODULES}/hv_vmbus_rs.ko"), COMMAND_LIMIT)?;
+    let out = vm.run(
+        &format!("insmod {RUST_MODULES}/hv_vmbus_rs.ko"),
+        COMMAND_LIMIT,
+    )?;
     ensure!(out.rc != Some(0), "the module was loaded");
-    ensure!(!vm.read("/proc/modules")?.contains("hv_vmbus_rs"), "the module is still there");
+    ensure!(
+        !vm.read("/proc/modules")?.contains("hv_vmbus_rs"),
+        "the module is still there"
+    );
     let said: Vec<String> = vm
         .log_since(mark)?
         .into_iter()
@@ -33,7 +43,11 @@ fn refused(vm: &Vm) -> Result<String> {
         // The kernel's own remarks about any module from outside its tree.
         .filter(|text| !text.contains("taint"))
         .collect();
-    ensure!(said.len() == 1, "{} lines in the kernel log instead of one: {said:?}", said.len());
+    ensure!(
+        said.len() == 1,
+        "{} lines in the kernel log instead of one: {said:?}",
+        said.len()
+    );
     Ok(said.into_iter().next().unwrap_or_default())
 }
 
@@ -45,7 +59,10 @@ fn c_bus(ctx: &Ctx) -> Result<()> {
         vm.beats(5)?;
         for _ in 0..3 {
             let line = refused(vm)?;
-            ensure!(line.contains("initcall_blacklist=hv_acpi_init"), "the line does not say what to do: {line}");
+            ensure!(
+                line.contains("initcall_blacklist=hv_acpi_init"),
+                "the line does not say what to do: {line}"
+            );
             ctx.figure(format!("{line:?}"));
         }
         // Nothing else changed: the C stack goes on, and can come and go.
@@ -60,7 +77,10 @@ fn c_bus(ctx: &Ctx) -> Result<()> {
 fn not_hyperv(ctx: &Ctx) -> Result<()> {
     ctx.booted(ctx.config().plain(), |vm| {
         let line = refused(vm)?;
-        ensure!(line.contains("Hyper-V"), "the line does not name the reason: {line}");
+        ensure!(
+            line.contains("Hyper-V"),
+            "the line does not name the reason: {line}"
+        );
         ctx.figure(format!("{line:?}"));
         vm.sh("test ! -e /sys/bus/vmbus")?;
         Ok(())

@@ -2,15 +2,13 @@
 
 //! Integration services: heartbeat and shutdown.
 
-use std::time::Duration;
-
-use anyhow::{bail, Result};
-use guest_agent::{Command as Ask, Output, Spawned};
+use anyhow::Result;
+use guest_agent::Command as Ask;
 use hvctl::{ShutdownKind, Until};
 
 use super::connect::interrupts;
 use crate::runner::{ensure, equal, Ctx, Scenario};
-use crate::vm::{Vm, BOOT_LIMIT, COMMAND_LIMIT, SOON};
+use crate::vm::{BOOT_LIMIT, COMMAND_LIMIT, SOON};
 
 /// Status with which a guest refuses (`HV_E_FAIL`).
 const HV_E_FAIL: u32 = 0x8000_4005;
@@ -18,11 +16,27 @@ const HV_E_FAIL: u32 = 0x8000_4005;
 pub fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("heartbeat-100", "100 heartbeats, none missed", heartbeat),
-        Scenario::new("heartbeat-flood", "heartbeats as fast as they are answered, for interrupts and order", flood),
+        Scenario::new(
+            "heartbeat-flood",
+            "heartbeats as fast as they are answered, for interrupts and order",
+            flood,
+        ),
         Scenario::new("shutdown", "the host asks for power off", shutdown),
-        Scenario::new("reboot", "the host asks for a reboot; the guest comes back and connects again", reboot),
-        Scenario::new("hibernate-refused", "without ACPI S4 the request is refused and the guest goes on", refused),
-        Scenario::new("hibernate-uevent", "with ACPI S4 the request is accepted and becomes a uevent", uevent),
+        Scenario::new(
+            "reboot",
+            "the host asks for a reboot; the guest comes back and connects again",
+            reboot,
+        ),
+        Scenario::new(
+            "hibernate-refused",
+            "without ACPI S4 the request is refused and the guest goes on",
+            refused,
+        ),
+        Scenario::new(
+            "hibernate-uevent",
+            "with ACPI S4 the request is accepted and becomes a uevent",
+            uevent,
+        ),
     ]
 }
 
@@ -35,7 +49,11 @@ fn heartbeat(ctx: &Ctx) -> Result<()> {
         vm.host().wait(Until::Beats { count: 100 }, COMMAND_LIMIT)?;
         let status = vm.host().heartbeat()?;
         equal("beats missed", status.missed, 0)?;
-        equal("versions (framework/message)", status.agreed.as_deref(), Some("3.0/3.0"))?;
+        equal(
+            "versions (framework/message)",
+            status.agreed.as_deref(),
+            Some("3.0/3.0"),
+        )?;
         ctx.figure(format!(
             "{} sent, {} answered, {} missed, longest {} us",
             status.sent,
@@ -66,7 +84,11 @@ fn shutdown(ctx: &Ctx) -> Result<()> {
         let reply = vm.host().shutdown(ShutdownKind::PowerOff, false, SOON)?;
         equal("status in the guest's answer", reply.status, Some(0))?;
         let event = vm.qmp.event("SHUTDOWN", BOOT_LIMIT)?;
-        equal("reason", event["data"]["reason"].as_str(), Some("guest-shutdown"))?;
+        equal(
+            "reason",
+            event["data"]["reason"].as_str(),
+            Some("guest-shutdown"),
+        )?;
         // In an orderly way: by the user's poweroff program.
         if let Some(console) = &vm.console {
             console.wait("init: poweroff", 0, SOON)?;
@@ -81,7 +103,11 @@ fn reboot(ctx: &Ctx) -> Result<()> {
             let reply = vm.host().shutdown(ShutdownKind::Reboot, false, SOON)?;
             equal("status in the guest's answer", reply.status, Some(0))?;
             let event = vm.qmp.event("RESET", BOOT_LIMIT)?;
-            equal("reset by the guest", event["data"]["guest"].as_bool(), Some(true))?;
+            equal(
+                "reset by the guest",
+                event["data"]["guest"].as_bool(),
+                Some(true),
+            )?;
             if let Some(console) = &vm.console {
                 console.wait("init: reboot", 0, SOON)?;
             }
@@ -96,9 +122,16 @@ fn reboot(ctx: &Ctx) -> Result<()> {
 fn refused(ctx: &Ctx) -> Result<()> {
     ctx.connected(ctx.config(), |vm| {
         // The kernel can write an image without S4, but then it is no platform's sleep.
-        ensure(!vm.read("/sys/power/disk")?.contains("platform"), "the guest was given S4")?;
+        ensure(
+            !vm.read("/sys/power/disk")?.contains("platform"),
+            "the guest was given S4",
+        )?;
         let reply = vm.host().shutdown(ShutdownKind::Hibernate, false, SOON)?;
-        equal("status in the guest's answer", reply.status, Some(HV_E_FAIL))?;
+        equal(
+            "status in the guest's answer",
+            reply.status,
+            Some(HV_E_FAIL),
+        )?;
         vm.log("Hibernation request received", 0, SOON)?;
         vm.beats(10)?;
         Ok(())
@@ -109,28 +142,26 @@ fn uevent(ctx: &Ctx) -> Result<()> {
     let mut config = ctx.config();
     config.s4 = true;
     ctx.connected(config, |vm| {
-        let listener = listen_for_uevents(vm)?;
+        let handle: u64 = vm.agent.call(Ask::UeventListen, SOON)?;
         let reply = vm.host().shutdown(ShutdownKind::Hibernate, false, SOON)?;
         equal("status in the guest's answer", reply.status, Some(0))?;
         vm.log("Hibernation request received", 0, SOON)?;
         vm.log("Sent hibernation uevent", 0, SOON)?;
-        let heard: Output = vm.agent.call(Ask::Collect { handle: listener.handle, kill: false }, COMMAND_LIMIT)?;
-        if heard.rc != Some(0) {
-            bail!("no uevent with EVENT=hibernate: {}", heard.stdout.text());
-        }
+        // What udev rules of distributions wait for.
+        let ask = Ask::Uevent {
+            handle,
+            line: "EVENT=hibernate".into(),
+            timeout_ms: 20_000,
+        };
+        let uevent: Vec<String> = vm.agent.call(ask, COMMAND_LIMIT)?;
+        let has = |line: &str| {
+            ensure(
+                uevent.iter().any(|l| l == line),
+                format!("no {line} in the uevent: {uevent:?}"),
+            )
+        };
+        has("ACTION=change")?;
+        has("SUBSYSTEM=vmbus")?;
         Ok(())
     })
-}
-
-/// Starts a listener that ends with success at the first uevent that says `EVENT=hibernate`, and waits until it listens.
-fn listen_for_uevents(vm: &Vm) -> Result<Spawned> {
-    let script = "uevent | grep -m 1 -x EVENT=hibernate";
-    let argv = ["sh", "-c", script].map(String::from).to_vec();
-    let listener = vm.agent.call(Ask::Spawn { argv, timeout_ms: 30_000 }, SOON)?;
-    // NETLINK_KOBJECT_UEVENT is protocol 15; its socket of a program shows with group 1 subscribed.
-    let limit = Duration::from_secs(20);
-    let listening = "until awk '$2 == 15 && $3 != 0 && $4 == \"00000001\" { found = 1 } END { exit !found }' /proc/net/netlink; do usleep 10000; done";
-    let out = vm.run(listening, limit)?;
-    ensure(out.rc == Some(0), "the uevent listener did not start")?;
-    Ok(listener)
 }

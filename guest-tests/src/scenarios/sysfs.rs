@@ -13,21 +13,37 @@ use crate::Drivers;
 
 pub fn scenarios() -> Vec<Scenario> {
     vec![
-        Scenario::new("sysfs-contract", "the files of docs and tools are there and agree with the host", contract),
+        Scenario::new(
+            "sysfs-contract",
+            "the files of docs and tools are there and agree with the host",
+            contract,
+        ),
         Scenario::new(
             "channel-counters",
             "interrupts and events of the heartbeat channel rise; ring figures agree",
             counters,
         ),
-        Scenario::new("lsvmbus", "unmodified lsvmbus lists the devices and their channels' CPUs", lsvmbus),
+        Scenario::new(
+            "lsvmbus",
+            "unmodified lsvmbus lists the devices and their channels' CPUs",
+            lsvmbus,
+        ),
     ]
 }
 
 /// Rust beside C.
 pub fn comparisons() -> Vec<Scenario> {
     vec![
-        Scenario::new("sysfs-as-c", "/sys/bus/vmbus of Rust and C compared file by file", same_tree),
-        Scenario::new("lsvmbus-as-c", "lsvmbus, -v and -vv print the same for Rust and C", same_lsvmbus),
+        Scenario::new(
+            "sysfs-as-c",
+            "/sys/bus/vmbus of Rust and C compared file by file",
+            same_tree,
+        ),
+        Scenario::new(
+            "lsvmbus-as-c",
+            "lsvmbus, -v and -vv print the same for Rust and C",
+            same_lsvmbus,
+        ),
     ]
 }
 
@@ -112,7 +128,9 @@ fn contract(ctx: &Ctx) -> Result<()> {
 fn in_memory_order(guid: &str) -> String {
     let mut all = String::new();
     for (number, field) in guid.split('-').enumerate() {
-        let bytes: Vec<&str> = (0..field.len() / 2).filter_map(|i| field.get(2 * i..2 * i + 2)).collect();
+        let bytes: Vec<&str> = (0..field.len() / 2)
+            .filter_map(|i| field.get(2 * i..2 * i + 2))
+            .collect();
         if number < 3 {
             all.extend(bytes.iter().rev().copied());
         } else {
@@ -138,7 +156,10 @@ fn counters(ctx: &Ctx) -> Result<()> {
         vm.beats(50)?;
         let after = (number(&interrupts)?, number(&events)?);
         let sent = vm.host().channel("heartbeat")?.counters.interrupts - sent;
-        ensure!(after.0 > before.0 && after.1 > before.1, "interrupts, events: {before:?}, then {after:?}");
+        ensure!(
+            after.0 > before.0 && after.1 > before.1,
+            "interrupts, events: {before:?}, then {after:?}"
+        );
         // Both sides count each event flag once.
         ensure!(
             (after.0 - before.0).abs_diff(sent) <= 2,
@@ -153,16 +174,37 @@ fn counters(ctx: &Ctx) -> Result<()> {
             ("out_mask", "out_intr_mask"),
             ("in_mask", "in_intr_mask"),
         ] {
-            equal(of_channel, number(&format!("channels/{relid}/{of_channel}"))?, number(of_device)?)?;
+            equal(
+                of_channel,
+                number(&format!("channels/{relid}/{of_channel}"))?,
+                number(of_device)?,
+            )?;
         }
         let size = number("in_read_bytes_avail")? + number("in_write_bytes_avail")?;
-        equal("size of the in ring", Some(size), channel.in_ring_bytes.map(u64::from))?;
+        equal(
+            "size of the in ring",
+            Some(size),
+            channel.in_ring_bytes.map(u64::from),
+        )?;
         let size = number("out_read_bytes_avail")? + number("out_write_bytes_avail")?;
-        equal("size of the out ring", Some(size), channel.out_ring_bytes.map(u64::from))?;
-        for index in ["in_read_index", "in_write_index", "out_read_index", "out_write_index"] {
+        equal(
+            "size of the out ring",
+            Some(size),
+            channel.out_ring_bytes.map(u64::from),
+        )?;
+        for index in [
+            "in_read_index",
+            "in_write_index",
+            "out_read_index",
+            "out_write_index",
+        ] {
             ensure!(number(index)? < size, "{index} is outside of the ring");
         }
-        ctx.figure(format!("50 beats: {} interrupts, {} events", after.0 - before.0, after.1 - before.1));
+        ctx.figure(format!(
+            "50 beats: {} interrupts, {} events",
+            after.0 - before.0,
+            after.1 - before.1
+        ));
         Ok(())
     })
 }
@@ -170,16 +212,34 @@ fn counters(ctx: &Ctx) -> Result<()> {
 fn lsvmbus(ctx: &Ctx) -> Result<()> {
     ctx.connected(ctx.config().smp(2), |vm| {
         let short = vm.sh("lsvmbus")?;
-        for class in ["[Heartbeat]", "[Operating system shutdown]", "[Time Synchronization]"] {
-            ensure!(short.contains(class), "lsvmbus does not list {class}: {short}");
+        for class in [
+            "[Heartbeat]",
+            "[Operating system shutdown]",
+            "[Time Synchronization]",
+        ] {
+            ensure!(
+                short.contains(class),
+                "lsvmbus does not list {class}: {short}"
+            );
         }
         let offered = vm.host().channels()?;
         equal("lines of lsvmbus", short.lines().count(), offered.len())?;
         let long = vm.sh("lsvmbus -vv")?;
         for channel in offered {
-            let line = format!("Rel_ID={}, target_cpu={}", channel.relid.unwrap_or(0), channel.target_vp.unwrap_or(0));
-            ensure!(long.contains(&line), "lsvmbus -vv does not say {line}: {long}");
-            ensure!(long.contains(&channel.instance), "lsvmbus -vv does not list {}", channel.instance);
+            let line = format!(
+                "Rel_ID={}, target_cpu={}",
+                channel.relid.unwrap_or(0),
+                channel.target_vp.unwrap_or(0)
+            );
+            ensure!(
+                long.contains(&line),
+                "lsvmbus -vv does not say {line}: {long}"
+            );
+            ensure!(
+                long.contains(&channel.instance),
+                "lsvmbus -vv does not list {}",
+                channel.instance
+            );
         }
         Ok(())
     })
@@ -196,7 +256,11 @@ fn same_lsvmbus(ctx: &Ctx) -> Result<()> {
     for options in ["", "-v", "-vv"] {
         // The path of a device in sysfs and the ids are part of the output: both must be the same.
         let (rust, c) = both(ctx, |vm| vm.sh(&format!("lsvmbus {options}")))?;
-        equal(&format!("output of lsvmbus {options} (Rust, expected: C)"), rust, c)?;
+        equal(
+            &format!("output of lsvmbus {options} (Rust, expected: C)"),
+            rust,
+            c,
+        )?;
     }
     Ok(())
 }
@@ -235,13 +299,22 @@ fn same_tree(ctx: &Ctx) -> Result<()> {
     let (rust, c) = both(ctx, |vm| {
         vm.beats(5)?;
         let mut all = BTreeMap::new();
-        for (name, path, depth) in
-            [("bus", "/sys/bus/vmbus".to_owned(), 1), ("driver", "/sys/bus/vmbus/drivers/hv_utils".to_owned(), 1)]
+        for (name, path, depth) in [
+            ("bus", "/sys/bus/vmbus".to_owned(), 1),
+            ("driver", "/sys/bus/vmbus/drivers/hv_utils".to_owned(), 1),
+        ]
+        .into_iter()
+        .chain(
+            vm.host()
+                .channels()?
                 .into_iter()
-                .chain(vm.host().channels()?.into_iter().map(|channel| ("", device_dir(&channel.instance), 4)))
-        {
-            let name =
-                if name.is_empty() { path.rsplit('/').next().unwrap_or_default().to_owned() } else { name.into() };
+                .map(|channel| ("", device_dir(&channel.instance), 4)),
+        ) {
+            let name = if name.is_empty() {
+                path.rsplit('/').next().unwrap_or_default().to_owned()
+            } else {
+                name.into()
+            };
             for entry in vm.tree(&path, depth)? {
                 all.insert(format!("{name}/{}", entry.path), entry);
             }
@@ -250,15 +323,22 @@ fn same_tree(ctx: &Ctx) -> Result<()> {
     })?;
     let differences = compare(&rust, &c);
     if !differences.is_empty() {
-        bail!("{} differences:\n{}", differences.len(), differences.join("\n"));
+        bail!(
+            "{} differences:\n{}",
+            differences.len(),
+            differences.join("\n")
+        );
     }
     ctx.figure(format!("{} files and links compared", c.len()));
     Ok(())
 }
 
 fn compare(rust: &BTreeMap<String, Entry>, c: &BTreeMap<String, Entry>) -> Vec<String> {
-    let excepted =
-        |path: &str| EXCEPTED.iter().any(|(part, _)| path.ends_with(part) || path.contains(&format!("/{part}")));
+    let excepted = |path: &str| {
+        EXCEPTED
+            .iter()
+            .any(|(part, _)| path.ends_with(part) || path.contains(&format!("/{part}")))
+    };
     let mut differences = Vec::new();
     let paths: BTreeSet<&String> = rust.keys().chain(c.keys()).collect();
     for path in paths {
@@ -277,15 +357,31 @@ fn compare(rust: &BTreeMap<String, Entry>, c: &BTreeMap<String, Entry>) -> Vec<S
             }
         };
         if a.kind != b.kind || a.mode != b.mode {
-            differences.push(format!("{path}: {} {:o} with Rust, {} {:o} with C", a.kind, a.mode, b.kind, b.mode));
+            differences.push(format!(
+                "{path}: {} {:o} with Rust, {} {:o} with C",
+                a.kind, a.mode, b.kind, b.mode
+            ));
         }
         if a.err != b.err {
-            differences.push(format!("{path}: reading gives {:?} with Rust, {:?} with C", a.err, b.err));
+            differences.push(format!(
+                "{path}: reading gives {:?} with Rust, {:?} with C",
+                a.err, b.err
+            ));
         }
-        let text = |entry: &Entry| entry.data.as_ref().map(guest_agent::Bytes::text).unwrap_or_default();
+        let text = |entry: &Entry| {
+            entry
+                .data
+                .as_ref()
+                .map(guest_agent::Bytes::text)
+                .unwrap_or_default()
+        };
         let (a, b) = (text(a), text(b));
         let name = path.rsplit('/').next().unwrap_or_default();
-        let same = if VARYING.contains(&name) { format_of(&a) == format_of(&b) } else { a == b };
+        let same = if VARYING.contains(&name) {
+            format_of(&a) == format_of(&b)
+        } else {
+            a == b
+        };
         if !same {
             differences.push(format!("{path}: {a:?} with Rust, {b:?} with C"));
         }
@@ -320,7 +416,10 @@ mod tests {
     #[test]
     fn modaliases_hold_the_bytes_of_memory() {
         // Heartbeat's, as in modules.alias of a Debian kernel.
-        assert_eq!(in_memory_order("57164f39-9115-4e78-ab55-382f3bd5422d"), "394f16571591784eab55382f3bd5422d");
+        assert_eq!(
+            in_memory_order("57164f39-9115-4e78-ab55-382f3bd5422d"),
+            "394f16571591784eab55382f3bd5422d"
+        );
     }
 
     #[test]
@@ -335,15 +434,28 @@ mod tests {
     }
 
     fn entry(mode: u32, data: &str) -> Entry {
-        Entry { path: String::new(), kind: "file".into(), mode, data: Some(data.into()), err: None }
+        Entry {
+            path: String::new(),
+            kind: "file".into(),
+            mode,
+            data: Some(data.into()),
+            err: None,
+        }
     }
 
     #[test]
     fn differences_are_found() {
         let tree = |files: &[(&str, u32, &str)]| -> BTreeMap<String, Entry> {
-            files.iter().map(|&(path, mode, data)| (path.to_owned(), entry(mode, data))).collect()
+            files
+                .iter()
+                .map(|&(path, mode, data)| (path.to_owned(), entry(mode, data)))
+                .collect()
         };
-        let c = tree(&[("d/id", 0o444, "7\n"), ("d/events", 0o444, "99\n"), ("d/power/control", 0o644, "on\n")]);
+        let c = tree(&[
+            ("d/id", 0o444, "7\n"),
+            ("d/events", 0o444, "99\n"),
+            ("d/power/control", 0o644, "on\n"),
+        ]);
         let same = tree(&[("d/id", 0o444, "7\n"), ("d/events", 0o444, "3\n")]);
         assert_eq!(compare(&same, &c), Vec::<String>::new());
         for other in [
@@ -351,7 +463,11 @@ mod tests {
             tree(&[("d/id", 0o644, "7\n"), ("d/events", 0o444, "3\n")]),
             tree(&[("d/id", 0o444, "7\n"), ("d/events", 0o444, "3")]),
             tree(&[("d/id", 0o444, "7\n")]),
-            tree(&[("d/id", 0o444, "7\n"), ("d/events", 0o444, "3\n"), ("d/more", 0o444, "")]),
+            tree(&[
+                ("d/id", 0o444, "7\n"),
+                ("d/events", 0o444, "3\n"),
+                ("d/more", 0o444, ""),
+            ]),
         ] {
             assert_eq!(compare(&other, &c).len(), 1);
         }

@@ -197,6 +197,10 @@ impl Shared {
         if registers.crashes.len() < CRASHES_KEPT {
             registers.crashes.push(Crash { vp: vp.0, parameters, control: value, text, reference_time });
         }
+        drop(registers);
+        if let Some(sink) = self.sink.get() {
+            sink.guest_crashed();
+        }
     }
 
     /// The text at `gpa`, at most a page of it; `None` when the guest names no RAM.

@@ -86,6 +86,7 @@ pub(crate) struct RecordingSink {
     pub(crate) messages: Mutex<Vec<(u32, u32, u32, Vec<u8>)>>,
     pub(crate) events: Mutex<Vec<(u32, u32, u16)>>,
     pub(crate) resets: AtomicUsize,
+    pub(crate) crashes: AtomicUsize,
 }
 
 /// The connection id that [`RecordingSink`] knows.
@@ -102,6 +103,9 @@ impl HypercallSink for RecordingSink {
     }
     fn reset(&self) {
         self.resets.fetch_add(1, Ordering::SeqCst);
+    }
+    fn guest_crashed(&self) {
+        self.crashes.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -108,12 +108,15 @@ fn reference_time_counts_from_reset_and_the_page_agrees() {
 #[test]
 fn a_crash_is_told_with_its_text() {
     let (partition, _machine) = partition(2);
+    let sink = Arc::new(RecordingSink::default());
+    partition.sink.set(sink.clone()).ok().unwrap();
     partition.ram.write(0x8000, b"Kernel panic - not syncing: why\n\0\0").unwrap();
     for (n, value) in [1, 2, 3, 0x8000, 34].into_iter().enumerate() {
         partition.write_msr(VpIndex(1), msr::CRASH_P0 + n as u32, value).unwrap();
     }
     assert_eq!(partition.read_msr(VP0, msr::CRASH_P4), Ok(34));
     partition.write_msr(VpIndex(1), msr::CRASH_CTL, bits::CRASH_NOTIFY | bits::CRASH_MESSAGE).unwrap();
+    assert_eq!(sink.crashes.load(Ordering::SeqCst), 1);
     partition.reset();
     let registers = partition.registers.lock();
     let crash = &registers.crashes[0];

@@ -61,6 +61,8 @@ counters! {
     synic_events_merged,
     /// Interrupts for messages and event flags.
     synic_interrupts,
+    /// EOIs performed for SINTs with auto-EOI.
+    auto_eoi,
     /// Writes to EOM.
     eom,
     /// Synthetic timer expirations.

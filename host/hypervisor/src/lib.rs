@@ -149,6 +149,12 @@ impl Hypervisor {
         self.shared.hypercall(vp, hypercall)
     }
 
+    /// `vp` has just taken an external interrupt; called on its thread, before it executes the handler. Performs the EOI of
+    /// interrupts from SINTs with auto-EOI, which guests may still use although it is deprecated.
+    pub fn interrupt_taken(&self, vp: VpIndex) {
+        self.shared.interrupt_taken(vp);
+    }
+
     /// The machine was reset: everything the guest has set up is forgotten. Called while no VP runs.
     pub fn reset(&self) {
         self.shared.reset();

@@ -14,9 +14,10 @@ use crate::Shared;
 /// The local APIC's timer runs at this rate in QEMU (`hw/intc/apic.c`: one count per nanosecond at divide by 1).
 const APIC_FREQUENCY: u64 = 1_000_000_000;
 
-/// Local APIC registers behind HV_X64_MSR_EOI, _ICR, _TPR: offsets in the APIC page.
+/// Local APIC registers: offsets in the APIC page. The ISR are eight registers of 32 vectors, 16 bytes apart.
 const APIC_TPR: u16 = 0x80;
 const APIC_EOI: u16 = 0xb0;
+const APIC_ISR: u16 = 0x100;
 const APIC_ICR_LOW: u16 = 0x300;
 const APIC_ICR_HIGH: u16 = 0x310;
 
@@ -62,6 +63,22 @@ impl PartitionRegisters {
 const CRASHES_KEPT: usize = 16;
 
 impl Shared {
+    /// The VP has just taken an interrupt: performs the EOI when the vector belongs to a SINT with auto-EOI.
+    pub(crate) fn interrupt_taken(&self, vp: VpIndex) {
+        let Some(state) = self.vps.get(vp.0 as usize) else { return };
+        // The vector in service is the highest bit of the ISR.
+        let in_service = || {
+            (0..8u16).rev().find_map(|n| {
+                let bits = self.processors.apic_read(vp, APIC_ISR + 16 * n);
+                (bits != 0).then(|| (32 * n + 31 - bits.leading_zeros() as u16) as u8)
+            })
+        };
+        if state.auto_eoi(in_service) {
+            self.counters.auto_eoi.add();
+            self.processors.apic_write(vp, APIC_EOI, 0);
+        }
+    }
+
     pub(crate) fn read_msr(&self, vp: VpIndex, number: u32) -> Result<u64, Fault> {
         self.counters.msr_reads.add();
         self.read_msr_inner(vp, number).inspect_err(|_| {

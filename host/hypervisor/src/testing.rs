@@ -22,6 +22,8 @@ pub(crate) struct FakeMachine {
     raised: Condvar,
     pub(crate) resets: AtomicUsize,
     pub(crate) apic: Mutex<Vec<(u16, u32)>>,
+    /// Vector in service.
+    pub(crate) in_service: Mutex<Option<u8>>,
 }
 
 impl FakeMachine {
@@ -73,6 +75,10 @@ impl Processors for FakeMachine {
         1000 + u64::from(vp.0)
     }
     fn apic_read(&self, _vp: VpIndex, offset: u16) -> u32 {
+        if (0x100..0x180).contains(&offset) {
+            let vector = u16::from(self.in_service.lock().unwrap_or(0));
+            return u32::from(vector / 32 == (offset - 0x100) / 16 && vector != 0) << (vector % 32);
+        }
         u32::from(offset)
     }
     fn apic_write(&self, _vp: VpIndex, offset: u16, value: u32) {

@@ -87,6 +87,26 @@ fn the_apic_msrs_reach_the_apic() {
 }
 
 #[test]
+fn auto_eoi_is_performed_for_its_own_vector_only() {
+    let (partition, machine) = partition(1);
+    let taken = |vector| {
+        *machine.in_service.lock() = Some(vector);
+        partition.interrupt_taken(VP0);
+        std::mem::take(&mut *machine.apic.lock())
+    };
+    assert_eq!(taken(0xf3), []);
+    partition.write_msr(VP0, msr::SINT0 + 2, bits::SINT_AUTO_EOI | 0xf3).unwrap();
+    assert_eq!(taken(0xf3), [(0xb0, 0)]);
+    assert_eq!(taken(0xec), []);
+    assert_eq!(taken(0xf5), []);
+    partition.write_msr(VP0, msr::SINT0 + 2, bits::SINT_AUTO_EOI | bits::SINT_MASKED | 0xf3).unwrap();
+    assert_eq!(taken(0xf3), []);
+    partition.write_msr(VP0, msr::SINT0 + 2, 0xf3).unwrap();
+    assert_eq!(taken(0xf3), []);
+    assert_eq!(partition.counters.auto_eoi.get(), 1);
+}
+
+#[test]
 fn reference_time_counts_from_reset_and_the_page_agrees() {
     let (partition, machine) = partition(1);
     machine.set_time(5_000);

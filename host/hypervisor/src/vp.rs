@@ -7,7 +7,7 @@
 //! raising one may need QEMU's lock, whose holder may be waiting for ours (reset).
 
 use std::collections::VecDeque;
-use std::sync::atomic::{fence, AtomicU64, Ordering};
+use std::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
 
 use hv_partition::{GuestRam, PostError, VpIndex};
 use parking_lot::Mutex;
@@ -85,6 +85,8 @@ pub(crate) struct Vp {
     state: Mutex<State>,
     /// Reference time of the earliest timer, `u64::MAX` for none. Written under `state`.
     next_due: AtomicU64,
+    /// Whether some SINT has its auto-EOI bit set. Written under `state`, by this VP only.
+    auto_eoi: AtomicBool,
     pub(crate) counters: VpCounters,
     /// Lets a test act as the guest in the middle of a delivery.
     #[cfg(test)]
@@ -97,6 +99,7 @@ impl Vp {
             index,
             state: Mutex::default(),
             next_due: AtomicU64::new(u64::MAX),
+            auto_eoi: AtomicBool::new(false),
             counters: VpCounters::default(),
             #[cfg(test)]
             slot_found_occupied: Mutex::default(),
@@ -111,6 +114,18 @@ impl Vp {
         state.assist.forget();
         *state = State::default();
         self.next_due.store(u64::MAX, Ordering::SeqCst);
+        self.auto_eoi.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the hypervisor performs the EOI of `vector` on this VP. Called on this VP's thread for every interrupt.
+    pub(crate) fn auto_eoi(&self, vector: impl FnOnce() -> Option<u8>) -> bool {
+        // Relaxed: the register was written on this thread.
+        if !self.auto_eoi.load(Ordering::Relaxed) {
+            return false;
+        }
+        let Some(vector) = vector() else { return false };
+        let auto = |sint: &u64| sint & (bits::SINT_AUTO_EOI | bits::SINT_MASKED) == bits::SINT_AUTO_EOI;
+        self.state.lock().sints.iter().any(|sint| auto(sint) && *sint as u8 == vector)
     }
 
     /// Reference time at which the earliest timer is due.
@@ -174,6 +189,8 @@ impl Vp {
                     return Err(Fault);
                 }
                 state.sints[(msr - tlfs::msr::SINT0) as usize] = value;
+                let any = state.sints.iter().any(|sint| sint & bits::SINT_AUTO_EOI != 0);
+                self.auto_eoi.store(any, Ordering::Relaxed);
             }
             tlfs::msr::STIMER0_CONFIG..=tlfs::msr::STIMER3_COUNT => {
                 let offset = msr - tlfs::msr::STIMER0_CONFIG;

@@ -19,6 +19,8 @@ pub const CB_RW_REGS_PC: c_int = 3;
 pub const INLINE_ADD_U64: c_int = 0;
 /// `enum qemu_plugin_op`: store.
 pub const INLINE_STORE_U64: c_int = 1;
+/// `enum qemu_plugin_discon_type`: interrupts.
+pub const DISCON_INTERRUPT: c_int = 1;
 /// `enum qemu_plugin_discon_type`: exceptions.
 pub const DISCON_EXCEPTION: c_int = 2;
 /// `RUN_STATE_PAUSED` (`qapi/run-state.json`).

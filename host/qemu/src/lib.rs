@@ -124,6 +124,7 @@ unsafe fn install(id: u64, info: &Info, argc: c_int, argv: *mut *mut c_char) -> 
     unsafe {
         (api.qemu_plugin_register_vcpu_init_cb)(id, on_vcpu_init, std::ptr::null_mut());
         (api.qemu_plugin_register_vcpu_tb_trans_cb)(id, on_translate, std::ptr::null_mut());
+        (api.qemu_plugin_register_vcpu_discon_cb)(id, api::DISCON_INTERRUPT, on_interrupt, std::ptr::null_mut());
         if profiling {
             (api.qemu_plugin_register_vcpu_discon_cb)(id, api::DISCON_EXCEPTION, on_exception, std::ptr::null_mut());
         }
@@ -170,6 +171,12 @@ unsafe extern "C" fn on_translate(tb: *mut c_void, _: *mut c_void) {
 unsafe extern "C" fn on_exception(vcpu: c_uint, _: c_int, from: u64, _to: u64, _: *mut c_void) {
     if let Some(profile) = plugin().and_then(|plugin| plugin.profile.as_ref()) {
         profile.exception(vcpu, from);
+    }
+}
+
+unsafe extern "C" fn on_interrupt(vcpu: c_uint, _: c_int, _from: u64, _to: u64, _: *mut c_void) {
+    if let Some(host) = plugin().and_then(|plugin| plugin.host.get()) {
+        host.hypervisor.interrupt_taken(hv_partition::VpIndex(vcpu));
     }
 }
 

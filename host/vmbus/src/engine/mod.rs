@@ -430,6 +430,11 @@ impl Engine {
             return;
         }
         let reference = self.partition.reference_time();
+        if reference < watch.reference {
+            // Reference time begins anew at a reset, which is not a stop.
+            *watch = StopWatch { checked: now, reference, lag: Duration::ZERO };
+            return;
+        }
         let passed = Duration::from_nanos(reference.saturating_sub(watch.reference).saturating_mul(100));
         let lag = real.saturating_sub(passed);
         watch.checked = now;

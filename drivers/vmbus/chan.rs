@@ -22,36 +22,26 @@ use kernel::{
     workqueue::{Work, WorkItem},
 };
 use vmbus_proto::{
+    channel::{self as machine, Action, MoveError, OpenRequest, WrongState},
     class::{class_of, DeviceClass},
-    msg::{OfferChannel, Relid},
+    gpadl::GpadlMessages,
+    msg::{ChannelMessage, HostMessage, OfferChannel, Relid, USER_DATA_SIZE},
     tlfs::monitor::MonitorPosition,
 };
 
 use crate::{
     log::Show,
     channel::{CallbackMode, OpenParams},
-    connection::Connection,
+    connection::{vp_index, Connection, CONNECT_CPU},
     device::Device,
     ffi,
+    hypercall::Wait,
     open::{Callback, OpenCore},
-    sync::Event,
+    sync::{new_irq_lock, Event, IrqLock},
     sysfs::ChannelDir,
     tasklet::Tasklet,
+    waiter::Waiter,
 };
-
-/// Where a channel is between offer and release, as the C driver numbers it in sysfs (`state`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum State {
-    /// On offer, never opened.
-    Offered = 0,
-    /// OPEN_CHANNEL was sent.
-    Opening = 1,
-    /// Was open once, closed now.
-    Closed = 2,
-    /// Open.
-    Open = 3,
-}
 
 /// What belongs to the registered device; only touched by the channel's own work items and at module exit.
 struct Registered {
@@ -71,13 +61,20 @@ pub(crate) struct Chan {
     pub(crate) class: &'static DeviceClass,
     /// For a subchannel: the channel that the device is registered for.
     pub(crate) primary: Option<Arc<Chan>>,
-    /// The host took the offer back. Set once.
+    /// Decides what messages mean, and which are possible. Taken in softirq context, too.
+    #[pin]
+    machine: IrqLock<machine::Channel>,
+    /// For the answer to what was asked under `op`.
+    #[pin]
+    waiter: Waiter<Action>,
+    /// The host took the offer back: the machine is `Rescinded` or `Released`. Set once.
     rescinded: AtomicBool,
     /// CPU that the host interrupts; of an open channel changed under `op` and by agreement with the host only.
     target_cpu: AtomicU32,
     /// A `Channel` handle exists.
     handle: AtomicBool,
-    state: AtomicU32,
+    /// Was open once.
+    opened: AtomicBool,
     /// The open channel. Held over open, close and modify.
     #[pin]
     op: Mutex<Option<Arc<OpenCore>>>,
@@ -123,16 +120,19 @@ impl Chan {
         target_cpu: u32,
     ) -> Result<Arc<Self>> {
         let class = class_of(&offer.class_id);
+        let machine = machine::Channel::new(offer, conn.version());
         Arc::pin_init(
             pin_init!(Self {
                 conn,
                 offer,
                 class,
                 primary,
+                machine <- new_irq_lock!(machine, c"hv_vmbus_rs::Chan::machine"),
+                waiter <- Waiter::new(),
                 rescinded: AtomicBool::new(false),
                 target_cpu: AtomicU32::new(target_cpu),
                 handle: AtomicBool::new(false),
-                state: AtomicU32::new(State::Offered as u32),
+                opened: AtomicBool::new(false),
                 op <- new_mutex!(None, "hv_vmbus_rs::Chan::op"),
                 core_ptr: AtomicPtr::new(ptr::null_mut()),
                 // The argument is the channel's address, which is only known once it is pinned.
@@ -170,12 +170,18 @@ impl Chan {
         self.target_cpu.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn state(&self) -> u32 {
-        self.state.load(Ordering::Relaxed)
+    pub(crate) fn machine_state(&self) -> machine::State {
+        self.machine.lock().state()
     }
 
-    fn set_state(&self, state: State) {
-        self.state.store(state as u32, Ordering::Relaxed);
+    /// The state as the C driver numbers it in sysfs: 0 offered, 1 opening, 2 closed after having been open, 3 open.
+    pub(crate) fn state_number(&self) -> u32 {
+        match self.machine_state() {
+            machine::State::Sharing(_) | machine::State::Opening { .. } => 1,
+            machine::State::Open { .. } => 3,
+            _ if self.opened.load(Ordering::Relaxed) => 2,
+            _ => 0,
+        }
     }
 
     /// Claims the right to the one `Channel` handle.
@@ -187,21 +193,31 @@ impl Chan {
         self.handle.store(false, Ordering::Release);
     }
 
-    /// The host took the offer back: operations fail from now on, waits end. Does not sleep.
-    pub(crate) fn set_rescinded(&self) {
-        // Before the requests are ended: one that is just being made looks at the flag after it is in the table.
-        self.rescinded.store(true, Ordering::SeqCst);
-        self.conn.requests.rescind(self.relid());
+    /// Takes in a message about channels, and tells who waits for it. Any context but NMI.
+    pub(crate) fn on_host_message(&self, message: &HostMessage) -> Action {
+        let action = self.machine.lock().on_message(message);
+        match action {
+            Action::NotMine | Action::Late | Action::Unexpected(_) => {}
+            Action::Rescinded { .. } => {
+                self.rescinded.store(true, Ordering::Release);
+                self.with_core(OpenCore::forbid_sending);
+                self.waiter.answer(action);
+            }
+            _ => self.waiter.answer(action),
+        }
+        action
     }
 
     // --- Opening and closing. Process context.
 
     /// See `Channel::open`.
-    pub(crate) fn open(self: &Arc<Self>, params: &OpenParams<'_>, callback: Callback) -> Result<Arc<OpenCore>> {
-        let node = {
-            // SAFETY: `target_cpu` exists.
-            unsafe { ffi::hv_rs_cpu_to_node(self.target_cpu()) }
-        };
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        params: &OpenParams<'_>,
+        callback: Callback,
+    ) -> Result<Arc<OpenCore>> {
+        // SAFETY: `target_cpu` exists.
+        let node = unsafe { ffi::hv_rs_cpu_to_node(self.target_cpu()) };
         let core = OpenCore::new(self, params, callback, node)?;
         // So that the target CPU does not go offline before the host knows of it.
         let _cpus = crate::cpus::read_lock();
@@ -209,22 +225,102 @@ impl Chan {
         if op.is_some() {
             return Err(EBUSY);
         }
-        core.create_gpadl(self)?;
-        // The host may interrupt before its answer arrives.
-        self.publish(&core);
-        self.set_state(State::Opening);
-        match core.open(self, params) {
+        let result = self.share(&core).and_then(|()| {
+            // The host may interrupt before its answer arrives.
+            self.publish(&core);
+            self.ask_open(&core, params).inspect_err(|_| {
+                core.forbid_sending();
+                self.unpublish();
+                self.unshare();
+            })
+        });
+        match result {
             Ok(()) => {
-                self.set_state(State::Open);
+                self.opened.store(true, Ordering::Relaxed);
                 *op = Some(core.clone());
                 Ok(core)
             }
             Err(e) => {
-                self.set_state(State::Offered);
-                self.unpublish();
-                core.destroy_gpadl(self);
+                core.set_held(self.machine_state().host_may_use_ring());
                 Err(e)
             }
+        }
+    }
+
+    /// Shows the rings to the host.
+    fn share(&self, core: &OpenCore) -> Result {
+        let id = self.conn.new_gpadl_id();
+        let (bytes, pfns) = core.memory();
+        let messages =
+            GpadlMessages::new(self.relid(), id, 0, bytes, pfns).map_err(|_| EINVAL)?;
+        self.waiter.expect();
+        self.machine
+            .lock()
+            .share_ring(id)
+            .map_err(Self::wrong_state)?;
+        core.set_held(true);
+        let mut begun = false;
+        for message in messages {
+            if let Err(e) = self.conn.post_bytes(message.as_bytes(), Wait::Sleep) {
+                // Once the host has a part, it may have the rest of its own making.
+                if !begun {
+                    self.machine.lock().not_posted();
+                }
+                return Err(e);
+            }
+            begun = true;
+        }
+        match self.answer("GPADL_HEADER")? {
+            Action::RingShared => Ok(()),
+            Action::RingRefused(status) => {
+                pr_err!("channel {}: the host refuses the rings: {:?}\n", Show(self.relid()), status);
+                Err(EIO)
+            }
+            _ => Err(EIO),
+        }
+    }
+
+    fn ask_open(&self, core: &OpenCore, params: &OpenParams<'_>) -> Result {
+        let mut user_data = [0; USER_DATA_SIZE];
+        user_data
+            .get_mut(..params.user_data.len())
+            .ok_or(EINVAL)?
+            .copy_from_slice(params.user_data);
+        let request = OpenRequest {
+            open_id: self.conn.new_open_id(),
+            target_vp: vp_index(self.target_cpu()),
+            downstream_page_offset: core.send_pages(),
+            user_data,
+        };
+        self.waiter.expect();
+        let message = self.machine.lock().open(&request);
+        self.post(&message.map_err(Self::wrong_state)?)?;
+        match self.answer("OPEN_CHANNEL")? {
+            Action::Opened => Ok(()),
+            Action::OpenRefused(status) => {
+                pr_err!("channel {}: the host refuses to open it: {:?}\n", Show(self.relid()), status);
+                Err(EIO)
+            }
+            _ => Err(EIO),
+        }
+    }
+
+    /// Takes the rings back from the host.
+    fn unshare(&self) {
+        self.waiter.expect();
+        // In other states there is nothing to take back, or no way to.
+        let Ok(message) = self.machine.lock().unshare_ring() else {
+            return;
+        };
+        let result = self
+            .post(&message)
+            .and_then(|()| self.answer("GPADL_TEARDOWN"));
+        if self.machine_state().host_may_use_ring() {
+            pr_err!(
+                "channel {}: the host does not give the rings back ({:?}); their memory is not freed\n",
+                Show(self.relid()),
+                result
+            );
         }
     }
 
@@ -249,9 +345,42 @@ impl Chan {
     fn close_locked(&self, core: &OpenCore) {
         core.forbid_sending();
         self.unpublish();
-        self.set_state(State::Closed);
-        core.close(self);
-        core.destroy_gpadl(self);
+        let message = self.machine.lock().close();
+        if let Ok(message) = message {
+            if self.post(&message).is_ok() {
+                self.unshare();
+            }
+        }
+        core.set_held(self.machine_state().host_may_use_ring());
+    }
+
+    /// Posts the message that the machine just gave out.
+    fn post<M: ChannelMessage>(&self, message: &M) -> Result {
+        self.conn.post(message).inspect_err(|e| {
+            self.machine.lock().not_posted();
+            pr_err!(
+                "channel {}: cannot post {:?}: {}\n",
+                Show(self.relid()),
+                M::TYPE,
+                e.to_errno()
+            );
+        })
+    }
+
+    /// Waits for the answer to what was asked since `waiter.expect`.
+    fn answer(&self, what: &str) -> Result<Action> {
+        match self.waiter.wait(&what) {
+            Some(Action::Rescinded { .. }) => Err(ENODEV),
+            Some(action) => Ok(action),
+            None => Err(ETIMEDOUT),
+        }
+    }
+
+    fn wrong_state(e: WrongState) -> Error {
+        match e.0 {
+            machine::State::Rescinded | machine::State::Released | machine::State::Detached => ENODEV,
+            _ => EIO,
+        }
     }
 
     /// Moves the channel's interrupts to `cpu`, which the caller keeps online (`cpus_read_lock` or hotplug callback).
@@ -269,10 +398,20 @@ impl Chan {
         if op.is_none() {
             return Err(EIO);
         }
-        if cpu != self.target_cpu() {
-            self.conn.modify_channel(self, cpu).map_err(|_| EIO)?;
-            self.target_cpu.store(cpu, Ordering::Relaxed);
+        if cpu == self.target_cpu() {
+            return Ok(());
         }
+        self.waiter.expect();
+        let message = self.machine.lock().move_to(vp_index(cpu));
+        let message = message.map_err(|_: MoveError| EIO)?;
+        self.post(&message).map_err(|_| EIO)?;
+        if self.conn.version().has_modify_channel_response() {
+            match self.answer("MODIFY_CHANNEL").map_err(|_| EIO)? {
+                Action::Moved(status) if status.is_success() => {}
+                _ => return Err(EIO),
+            }
+        }
+        self.target_cpu.store(cpu, Ordering::Relaxed);
         Ok(())
     }
 
@@ -286,7 +425,7 @@ impl Chan {
             if op.is_none() {
                 // The host does not know of the CPU yet; an `open` will find the new value, as it holds
                 // `cpus_read_lock` from before it reads it until the host knows.
-                self.target_cpu.store(crate::connection::CONNECT_CPU, Ordering::Relaxed);
+                self.target_cpu.store(CONNECT_CPU, Ordering::Relaxed);
                 return Ok(());
             }
         }
@@ -297,7 +436,7 @@ impl Chan {
         self.conn
             .cpus_for(self)
             .find_map(|new| (new != cpu && self.set_cpu(new).is_ok()).then_some(()))
-            .map_or_else(|| self.set_cpu(crate::connection::CONNECT_CPU), Ok)
+            .map_or_else(|| self.set_cpu(CONNECT_CPU), Ok)
             .map_err(|_| EBUSY)
     }
 
@@ -413,7 +552,11 @@ impl Chan {
         self.close_all();
         self.conn.forget(self);
         if self.is_rescinded() {
-            self.conn.release_relid(self.relid());
+            let message = self.machine.lock().release();
+            if let Ok(message) = message {
+                // Logged; there is nothing else to do about it.
+                let _ = self.post(&message);
+            }
         }
         self.gone.signal();
     }

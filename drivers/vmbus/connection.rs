@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The connection with the host: version, messages in both directions, the table of channels.
+//! The connection with the host: version, messages in both directions, interrupts.
+//!
+//! What a message means is decided by the state machines of `vmbus-proto`
+//! ([`vmbus_proto::connection`], [`vmbus_proto::channel`]); here is what they need done.
 //!
 //! # Contexts
 //!
-//! Messages from the host are taken out of the message page in a tasklet on the CPU where they come. Answers to requests
-//! are handed to their waiters right there, so nothing that waits for an answer can keep it from being seen. Offers and
-//! rescinds go to a work queue ([`Queues::control`]), which keeps the table of channels and never waits for a driver: it
-//! passes the channel on to [`Queues::add`] (devices are registered and probed one after the other, so that names are
-//! given in the order of the offers) and [`Queues::remove`] (all at once, so that no removal waits for another device).
+//! Messages from the host are taken out of the message page in a tasklet on the CPU where they come. Answers to
+//! requests are handed to their waiters right there, so nothing that waits for an answer can keep it from being
+//! seen. Offers and rescinds go to a work queue ([`Queues::control`]), which keeps the table of channels and
+//! never waits for a driver: it passes the channel on to [`Queues::add`] (devices are registered and probed
+//! one after the other, so that names are given in the order of the offers) and [`Queues::remove`] (all at
+//! once, so that no removal waits for another device).
 
 use core::{
     ptr,
-    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU8, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering},
 };
 use kernel::{
     bindings,
@@ -24,28 +28,28 @@ use kernel::{
     workqueue::{Work, WorkItem},
 };
 use vmbus_proto::{
+    connection::{self as machine, Action, ConnectError, Post},
     msg::{
-        ChannelMessage, ConnectionState, GpadlId, HostMessage, InitiateContact, ModifyChannel,
-        OfferChannel, Relid, RelidReleased, RequestOffers, TargetInfo, Unload, MAX_CHANNELS,
-        MESSAGE_CONNECTION_ID, MESSAGE_CONNECTION_ID_4, VMBUS_MESSAGE_TYPE, VMBUS_SINT,
+        ChannelMessage, GpadlId, HostMessage, MessageType, OfferChannel, Unload, MAX_CHANNELS,
+        MESSAGE_CONNECTION_ID, VMBUS_MESSAGE_TYPE,
     },
     tlfs::{
-        hypercall::ConnectionId,
-        synic::{HvMessage, MessageType},
+        hypercall::{ConnectionId, HvStatus},
+        synic::{HvMessage, MessageType as SynicType},
     },
     version::{FeatureFlags, VmbusVersion},
 };
 use zerocopy::IntoBytes;
 
 use crate::{
-    log::{pr_warn_limited, Show},
     chan::Chan,
     ffi::{self, Features},
     hypercall::{self, PostError, Wait},
+    log::{pr_warn_limited, Show},
     memory::SharedPage,
-    requests::{Key, Reply, RequestError, Requests},
     sync::{new_irq_lock, Event, IrqLock},
-    synic::{self, Synic, EVENT_WORDS},
+    synic::{self, Synic},
+    waiter::Waiter,
     workqueue::OwnedQueue,
 };
 
@@ -58,44 +62,51 @@ const OFFERS_SECONDS: u32 = 60;
 /// Messages taken from the page in one go.
 const MESSAGES_PER_RUN: usize = 32;
 
-/// Where the connection is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum Phase {
-    /// Not connected yet, or not any more.
-    Disconnected = 0,
-    /// Messages go back and forth.
-    Connected = 1,
-    /// Offers are not taken any more; on the way to `Disconnected`.
-    Closing = 2,
-}
-
-/// A message that may take long to act on.
-enum Control {
+/// A message that is acted on in process context, in order.
+pub(crate) enum Control {
     Offer(OfferChannel),
-    Rescind(Relid),
+    /// The message itself: the channel's machine wants it.
+    Rescind(HostMessage),
     AllOffers,
 }
 
 /// See the [module's documentation](self).
 pub(crate) struct Queues {
-    control: OwnedQueue,
+    pub(crate) control: OwnedQueue,
     pub(crate) add: OwnedQueue,
     pub(crate) remove: OwnedQueue,
+}
+
+/// What comes of an INITIATE_CONTACT.
+enum Contact {
+    /// Try this.
+    Next(Post),
+    Connected(machine::Negotiated),
+    Failed(ConnectError),
 }
 
 /// The connection. There is one, from module load to module exit.
 #[pin_data]
 pub(crate) struct Connection {
-    pub(crate) features: Features,
     pub(crate) synic: Synic,
     pub(crate) queues: Queues,
+    /// Decides. Taken in softirq context, too.
     #[pin]
-    pub(crate) requests: Requests,
-    phase: AtomicU8,
+    machine: IrqLock<machine::Connection>,
+    #[pin]
+    contact: Waiter<Contact>,
+    #[pin]
+    unloaded: Waiter<()>,
+    /// The version agreed on; 0 before.
     version: AtomicU32,
     /// Where messages are posted to.
     connection_id: AtomicU32,
+    /// The host may hold memory of ours.
+    pub(crate) shared: AtomicBool,
+    /// UNLOAD was posted.
+    unloading: AtomicBool,
+    /// Offers are not taken.
+    closing: AtomicBool,
     /// Used before 5.0: a bit per channel, host to guest in the first half, guest to host in the second.
     interrupt_page: SharedPage,
     /// Host to guest, guest to host.
@@ -103,12 +114,12 @@ pub(crate) struct Connection {
     /// Parent of all devices: the ACPI device.
     parent: AtomicPtr<bindings::device>,
     /// Channels by relid, each holding a reference. For interrupts; readers are in RCU read-side sections.
-    table: KVVec<AtomicPtr<Chan>>,
+    pub(crate) table: KVVec<AtomicPtr<Chan>>,
     /// Words of event flags that may have channels.
-    words: AtomicUsize,
+    pub(crate) words: AtomicUsize,
     /// All channels, in the order of their offers.
     #[pin]
-    list: Mutex<KVec<Arc<Chan>>>,
+    pub(crate) list: Mutex<KVec<Arc<Chan>>>,
     #[pin]
     inbox: IrqLock<KVec<Control>>,
     #[pin]
@@ -117,21 +128,19 @@ pub(crate) struct Connection {
     all_offers: Event,
     next_gpadl: AtomicU32,
     next_open: AtomicU32,
-    /// UNLOAD was sent and answered, or there is nothing to unload.
-    unloaded: AtomicBool,
-    unload_started: AtomicBool,
 }
 
 impl_has_work! {
     impl HasWork<Self> for Connection { self.control_work }
 }
 
-/// The connection, for callbacks from C that have no argument. Set before anything is turned on, cleared after everything
-/// is turned off and a grace period has passed.
+/// The connection, for callbacks from C that have no argument. Set before anything is turned on, cleared after
+/// everything is turned off and a grace period has passed.
 static GLOBAL: AtomicPtr<Connection> = AtomicPtr::new(ptr::null_mut());
 
 impl Connection {
-    pub(crate) fn new(features: Features) -> Result<Arc<Self>> {
+    /// A connection that does not exist yet. `max`: newest version to offer the host.
+    pub(crate) fn new(features: Features, max: VmbusVersion) -> Result<Arc<Self>> {
         let synic = Synic::new(features.callback_vector, features.auto_eoi, on_messages)?;
         let queues = Queues {
             control: OwnedQueue::ordered(c"hv_vmbus_con")?,
@@ -140,19 +149,32 @@ impl Connection {
         };
         let interrupt_page = SharedPage::new(-1)?;
         let monitor_pages = [SharedPage::new(-1)?, SharedPage::new(-1)?];
+        let [from_host, to_host] = &monitor_pages;
+        let config = machine::Config {
+            max_version: max,
+            target_vp: vp_index(CONNECT_CPU),
+            vtl: features.vtl,
+            interrupt_page: interrupt_page.gpa(),
+            monitor_pages: [from_host.gpa(), to_host.gpa()],
+            features: FeatureFlags::empty(),
+            isolated: false,
+        };
         let mut table = KVVec::with_capacity(MAX_CHANNELS as usize, GFP_KERNEL)?;
         for _ in 0..MAX_CHANNELS {
             table.push(AtomicPtr::new(ptr::null_mut()), GFP_KERNEL)?;
         }
         Arc::pin_init(
             pin_init!(Self {
-                features,
                 synic,
                 queues,
-                requests <- Requests::new(),
-                phase: AtomicU8::new(Phase::Disconnected as u8),
+                machine <- new_irq_lock!(machine::Connection::new(config), c"hv_vmbus_rs::machine"),
+                contact <- Waiter::new(),
+                unloaded <- Waiter::new(),
                 version: AtomicU32::new(0),
                 connection_id: AtomicU32::new(MESSAGE_CONNECTION_ID),
+                shared: AtomicBool::new(false),
+                unloading: AtomicBool::new(false),
+                closing: AtomicBool::new(false),
                 interrupt_page,
                 monitor_pages,
                 parent: AtomicPtr::new(ptr::null_mut()),
@@ -165,8 +187,6 @@ impl Connection {
                 // Where the C driver starts, too; makes traces easy to compare.
                 next_gpadl: AtomicU32::new(0xe1e10),
                 next_open: AtomicU32::new(1),
-                unloaded: AtomicBool::new(true),
-                unload_started: AtomicBool::new(false),
             }),
             GFP_KERNEL,
         )
@@ -175,8 +195,8 @@ impl Connection {
     /// The connection, while there is one. For callbacks that are turned off before it goes; see [`GLOBAL`].
     #[inline]
     pub(crate) fn global<'a>() -> Option<&'a Connection> {
-        // SAFETY: See `GLOBAL`: who calls this was turned on while the pointer was set, and will be turned off before the
-        // connection goes.
+        // SAFETY: See `GLOBAL`: who calls this was turned on while the pointer was set, and will be turned off
+        // before the connection goes.
         unsafe { GLOBAL.load(Ordering::Acquire).as_ref() }
     }
 
@@ -211,16 +231,14 @@ impl Connection {
         self.parent.load(Ordering::Acquire)
     }
 
-    fn set_phase(&self, phase: Phase) {
-        self.phase.store(phase as u8, Ordering::SeqCst);
-    }
-
+    /// Whether there is a connection that is not ending.
     fn is_connected(&self) -> bool {
-        self.phase.load(Ordering::SeqCst) != Phase::Disconnected as u8
+        self.machine.lock().negotiated().is_some()
     }
 
+    /// Whether offers are not taken (any more).
     pub(crate) fn is_closing(&self) -> bool {
-        self.phase.load(Ordering::SeqCst) != Phase::Connected as u8
+        self.closing.load(Ordering::Acquire)
     }
 
     pub(crate) fn monitor_page(&self, to_host: bool) -> *mut u8 {
@@ -283,130 +301,93 @@ impl Connection {
         Ok(())
     }
 
-    /// Usable CPUs for `chan`, best first: for channels that carry load those with the fewest such channels, for others
-    /// the one that messages go to.
-    pub(crate) fn cpus_for(&self, chan: &Chan) -> impl Iterator<Item = u32> + use<> {
-        let first = self.best_cpu(chan.class.perf, chan.primary.as_deref());
-        let count = ffi::hv_rs_nr_cpu_ids();
-        let others = (0..count).filter(move |cpu| *cpu != first);
-        Iterator::chain(core::iter::once(first), others).filter(|cpu| ffi::hv_rs_cpu_usable(*cpu))
-    }
-
-    /// See [`cpus_for`](Self::cpus_for). `primary`: spread over CPUs that the device does not use yet.
-    fn best_cpu(&self, perf: bool, primary: Option<&Chan>) -> u32 {
-        if !perf {
-            return CONNECT_CPU;
-        }
-        let list = self.list.lock();
-        let load = |cpu: u32| {
-            let mut same = 0usize;
-            let mut all = 0usize;
-            for c in list.iter().filter(|c| c.class.perf && c.target_cpu() == cpu) {
-                all += 1;
-                let family = primary.is_some_and(|p| {
-                    ptr::eq(&**c, p) || c.primary.as_deref().is_some_and(|q| ptr::eq(q, p))
-                });
-                same += usize::from(family);
-            }
-            (same, all)
-        };
-        (0..ffi::hv_rs_nr_cpu_ids())
-            .filter(|cpu| ffi::hv_rs_cpu_usable(*cpu))
-            .min_by_key(|cpu| load(*cpu))
-            .unwrap_or(CONNECT_CPU)
-    }
-
     // --- Messages to the host.
 
     /// Posts a message to the host.
-    pub(crate) fn post(&self, message: &[u8], wait: Wait) -> Result {
+    pub(crate) fn post<M: ChannelMessage>(&self, message: &M) -> Result {
+        self.post_bytes(message.as_bytes(), Wait::Sleep)
+    }
+
+    /// As [`post`](Self::post), for a message as bytes.
+    pub(crate) fn post_bytes(&self, message: &[u8], wait: Wait) -> Result {
         let connection = ConnectionId(self.connection_id.load(Ordering::Relaxed));
         Ok(hypercall::post_message(connection, message, wait, false)?)
     }
 
-    /// Offers the host versions up to `max`, newest first, until it takes one. Process context.
-    pub(crate) fn connect(&self, max: VmbusVersion) -> Result {
-        self.unloaded.store(false, Ordering::Relaxed);
-        for version in VmbusVersion::SUPPORTED.into_iter().filter(|v| *v <= max) {
-            match self.try_version(version) {
-                Ok(true) => {
-                    self.version.store(version.0, Ordering::Relaxed);
-                    self.set_phase(Phase::Connected);
-                    pr_info!("Vmbus version:{}\n", Show(version));
-                    return Ok(());
-                }
-                Ok(false) => {}
-                Err(e) => {
-                    pr_err!("Unable to connect to host: {}\n", e.to_errno());
-                    return Err(e);
-                }
-            }
-        }
-        pr_err!(
-            "Unable to connect to host: it speaks no VMBus version from {} to {}\n",
-            Show(VmbusVersion::V4_0),
-            Show(max)
-        );
-        Err(EDOM)
+    /// Connects: offers the host versions, newest first, until it takes one. Process context.
+    pub(crate) fn connect(&self) -> Result {
+        let first = self.machine.lock().start().map_err(|_| EINVAL)?;
+        self.negotiate(first)
     }
 
-    fn try_version(&self, version: VmbusVersion) -> Result<bool> {
-        let by_id = version.has_message_connection_id();
-        let connection = if by_id { MESSAGE_CONNECTION_ID_4 } else { MESSAGE_CONNECTION_ID };
-        let [from_host, to_host] = &self.monitor_pages;
-        let mut message = InitiateContact::blank();
-        message.version = version;
-        message.target_vp = vp_index(CONNECT_CPU);
-        message.interrupt_page_or_target = if by_id {
-            TargetInfo {
-                sint: VMBUS_SINT,
-                vtl: self.features.vtl,
-                reserved: [0; 2],
-                features: FeatureFlags::empty(),
-            }
-            .to_u64()
-        } else {
-            self.interrupt_page.gpa()
-        };
-        message.monitor_page1 = from_host.gpa();
-        message.monitor_page2 = to_host.gpa();
-
-        self.connection_id.store(connection, Ordering::Relaxed);
-        let mut unknown_connection = false;
-        let reply = self.requests.run(Key::Version, None, || false, || {
-            hypercall::post_message(ConnectionId(connection), message.as_bytes(), Wait::Sleep, true)
-                .inspect_err(|e| unknown_connection = *e == PostError::NoConnection)
-                .map_err(Error::from)
-        });
-        let answer = match reply {
-            Ok(Reply::Version(answer)) => answer,
-            // Hosts before 5.0 have no connection 4.
-            Err(RequestError::NotSent(_)) if unknown_connection => return Ok(false),
-            Ok(_) => return Err(EIO),
-            Err(e) => return Err(e.into()),
-        };
-        if answer.base.version_supported == 0 {
-            return Ok(false);
-        }
-        if answer.base.connection_state != ConnectionState::SUCCESSFUL {
-            pr_err!(
-                "the host speaks version {} but refuses the connection: {:?}\n",
-                Show(version),
-                answer.base.connection_state
+    fn negotiate(&self, first: Post) -> Result {
+        self.shared.store(true, Ordering::Release);
+        self.unloading.store(false, Ordering::Release);
+        let mut post = first;
+        loop {
+            self.contact.expect();
+            let sent = hypercall::post_message(
+                post.connection_id,
+                post.message.as_bytes(),
+                Wait::Sleep,
+                true,
             );
-            return Err(ECONNREFUSED);
+            if let Err(e) = sent {
+                let status = match e {
+                    PostError::NoConnection => HvStatus::INVALID_CONNECTION_ID,
+                    PostError::Refused(status) => status,
+                    PostError::Busy | PostError::TooLong => HvStatus::INSUFFICIENT_BUFFERS,
+                };
+                let action = self.machine.lock().on_post_failed(status);
+                self.on_contact(action);
+            }
+            match self.contact.wait(&"INITIATE_CONTACT") {
+                Some(Contact::Next(next)) => post = next,
+                Some(Contact::Connected(agreed)) => {
+                    self.connection_id
+                        .store(agreed.connection_id.0, Ordering::Relaxed);
+                    self.version.store(agreed.version.0, Ordering::Relaxed);
+                    pr_info!("Vmbus version:{}\n", Show(agreed.version));
+                    return Ok(());
+                }
+                Some(Contact::Failed(e)) => {
+                    self.shared.store(false, Ordering::Release);
+                    pr_err!("Unable to connect to host: {}\n", Show(e));
+                    return Err(match e {
+                        ConnectError::NoCommonVersion => EDOM,
+                        ConnectError::Refused { .. } => ECONNREFUSED,
+                        ConnectError::BadConnectionId { .. } => EPROTO,
+                        ConnectError::Post(_) => EIO,
+                    });
+                }
+                // The host may answer yet, and use the pages named to it.
+                None => return Err(ETIMEDOUT),
+            }
         }
-        if by_id {
-            self.connection_id.store(answer.base.connection_id, Ordering::Relaxed);
+    }
+
+    /// Hands what the machine makes of an INITIATE_CONTACT to the thread that connects.
+    fn on_contact(&self, action: Action) {
+        match action {
+            Action::Post(post) => self.contact.answer(Contact::Next(post)),
+            Action::Connected(agreed) => self.contact.answer(Contact::Connected(agreed)),
+            Action::Failed(e) => self.contact.answer(Contact::Failed(e)),
+            _ => {}
         }
-        Ok(true)
     }
 
     /// Asks for the offers, and waits until they have been sent and their devices been registered. Process context.
     pub(crate) fn request_offers(&self) -> Result {
-        self.post(RequestOffers::blank().as_bytes(), Wait::Sleep)?;
-        if !self.all_offers.wait_timeout(msecs_to_jiffies(OFFERS_SECONDS * 1000)) {
-            pr_warn!("the host has not sent all offers within {} s\n", OFFERS_SECONDS);
+        let post = self.machine.lock().request_offers().map_err(|_| EINVAL)?;
+        self.post_bytes(post.message.as_bytes(), Wait::Sleep)?;
+        if !self
+            .all_offers
+            .wait_timeout(msecs_to_jiffies(OFFERS_SECONDS * 1000))
+        {
+            pr_warn!(
+                "the host has not sent all offers within {} s\n",
+                OFFERS_SECONDS
+            );
         }
         // What came is in the inbox already.
         self.queues.control.flush();
@@ -414,67 +395,44 @@ impl Connection {
         Ok(())
     }
 
-    /// Moves the interrupts of an open channel.
-    pub(crate) fn modify_channel(&self, chan: &Chan, cpu: u32) -> Result {
-        let mut message = ModifyChannel::blank();
-        message.relid = chan.relid();
-        message.target_vp = vp_index(cpu);
-        if !self.version().has_modify_channel_response() {
-            return self.post(message.as_bytes(), Wait::Sleep);
-        }
-        let reply = self.requests.run(
-            Key::Modify(chan.relid()),
-            Some(chan.relid()),
-            || chan.is_rescinded(),
-            || self.post(message.as_bytes(), Wait::Sleep),
-        )?;
-        match reply {
-            Reply::Status(status) if status.is_success() => Ok(()),
-            _ => Err(EIO),
-        }
-    }
-
-    /// Tells the host that we are done with a rescinded channel.
-    pub(crate) fn release_relid(&self, relid: Relid) {
-        if !self.is_connected() {
-            return;
-        }
-        let mut message = RelidReleased::blank();
-        message.relid = relid;
-        if let Err(e) = self.post(message.as_bytes(), Wait::Sleep) {
-            pr_err!("cannot release channel {}: {}\n", Show(relid), e.to_errno());
-        }
+    /// Takes no more offers. What came before is still acted on.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
     }
 
     /// Disconnects: after this the host uses no memory of ours. Process context; waits for the host.
     pub(crate) fn unload(&self) {
-        self.set_phase(Phase::Closing);
-        if self.unload_started.swap(true, Ordering::AcqRel) || self.unloaded.load(Ordering::Relaxed) {
-            self.set_phase(Phase::Disconnected);
+        self.close();
+        self.unloaded.expect();
+        // Not connected, or a crash was faster.
+        let Ok(post) = self.machine.lock().unload() else {
+            return;
+        };
+        if self.unloading.swap(true, Ordering::AcqRel) {
             return;
         }
-        let reply = self.requests.run(Key::Unload, None, || false, || {
-            self.post(Unload::blank().as_bytes(), Wait::Sleep)
-        });
-        match reply {
-            Ok(_) => self.unloaded.store(true, Ordering::Relaxed),
-            Err(e) => pr_err!("the host does not let go: {:?}; memory shared with it is not freed\n", e),
+        let result = self.post_bytes(post.message.as_bytes(), Wait::Sleep);
+        if result.is_ok() && self.unloaded.wait(&"UNLOAD").is_some() {
+            self.shared.store(false, Ordering::Release);
+        } else {
+            pr_err!("the host does not let go; memory shared with it is not freed\n");
         }
-        self.set_phase(Phase::Disconnected);
     }
 
-    /// As [`unload`](Self::unload), from a crashing kernel: nothing may be waited for but by looking. Any context, other
-    /// CPUs may be stopped.
+    /// As [`unload`](Self::unload), from a crashing kernel: nothing may be waited for but by looking, no lock be
+    /// taken. Any context, other CPUs may be stopped.
     pub(crate) fn unload_atomic(&self) {
         const TRY_MS: u32 = 10;
         const NOTICE_MS: u32 = 5_000;
         const GIVE_UP_MS: u32 = 100_000;
 
-        if self.unload_started.swap(true, Ordering::AcqRel) || self.unloaded.load(Ordering::Relaxed) {
+        if !self.shared.load(Ordering::Acquire) || self.unloading.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.set_phase(Phase::Disconnected);
-        if self.post(Unload::blank().as_bytes(), Wait::Spin).is_err() {
+        if self
+            .post_bytes(Unload::blank().as_bytes(), Wait::Spin)
+            .is_err()
+        {
             return;
         }
         let mut waited = 0;
@@ -490,7 +448,7 @@ impl Connection {
                     });
                     synic.finish_message(&message);
                     if done {
-                        self.unloaded.store(true, Ordering::Relaxed);
+                        self.shared.store(false, Ordering::Release);
                         return;
                     }
                 }
@@ -498,7 +456,10 @@ impl Connection {
             hypercall::spin_us(TRY_MS * 1000);
             waited += TRY_MS;
             if waited % NOTICE_MS == 0 {
-                pr_notice!("waiting for the host to end the connection: {} s\n", waited / 1000);
+                pr_notice!(
+                    "waiting for the host to end the connection: {} s\n",
+                    waited / 1000
+                );
             }
         }
         pr_err!("the host did not end the connection\n");
@@ -516,8 +477,8 @@ impl Connection {
                 return;
             };
             if self.on_message(&message).is_err() {
-                // No memory to note it: it stays in the slot, which keeps the host from sending more, and is looked at
-                // again.
+                // No memory to note it: it stays in the slot, which keeps the host from sending more, and is
+                // looked at again.
                 break;
             }
             synic.finish_message(&message);
@@ -528,8 +489,9 @@ impl Connection {
     /// # Errors
     /// `ENOMEM`: call again later.
     fn on_message(&self, message: &HvMessage) -> Result {
-        if message.header.message_type != MessageType(VMBUS_MESSAGE_TYPE) {
-            pr_warn_limited!("message of unknown type {:?}\n", message.header.message_type);
+        if message.header.message_type != SynicType(VMBUS_MESSAGE_TYPE) {
+            let kind = message.header.message_type;
+            pr_warn_limited!("message of unknown type {:?}\n", kind);
             return Ok(());
         }
         let Some(payload) = message.payload() else {
@@ -543,35 +505,25 @@ impl Connection {
                 return Ok(());
             }
         };
-        let kind = message.message_type();
-        let answered = match message {
-            HostMessage::OfferChannel(offer) => return self.defer(Control::Offer(offer)),
-            HostMessage::RescindChannelOffer(m) => return self.defer(Control::Rescind(m.relid)),
-            HostMessage::AllOffersDelivered(_) => return self.defer(Control::AllOffers),
-            HostMessage::VersionResponse(answer) => {
-                self.requests.answer(Key::Version, Reply::Version(answer))
-            }
-            HostMessage::OpenChannelResult(m) => self
-                .requests
-                .answer(Key::Open(m.relid, m.open_id), Reply::Status(m.status)),
-            HostMessage::GpadlCreated(m) => self
-                .requests
-                .answer(Key::GpadlCreated(m.relid, m.gpadl), Reply::Status(m.status)),
-            HostMessage::GpadlTorndown(m) => {
-                self.requests.answer(Key::GpadlTorndown(m.gpadl), Reply::Done)
-            }
-            HostMessage::ModifyChannelResponse(m) => self
-                .requests
-                .answer(Key::Modify(m.relid), Reply::Status(m.status)),
-            HostMessage::UnloadResponse(_) => self.requests.answer(Key::Unload, Reply::Done),
-            // Not asked for by this driver.
-            HostMessage::CloseReservedResponse(_)
-            | HostMessage::TlConnectResult(_)
-            | HostMessage::ModifyConnectionResponse(_)
-            | HostMessage::PauseResponse(_) => false,
-        };
-        if !answered {
-            pr_warn_limited!("{:?} that nobody waits for\n", kind);
+        // What is noted for later needs memory first: the machine must see each message once.
+        match message {
+            HostMessage::OfferChannel(_)
+            | HostMessage::RescindChannelOffer(_)
+            | HostMessage::AllOffersDelivered(_) => self.inbox.lock().reserve(1, GFP_ATOMIC)?,
+            _ => {}
+        }
+        let action = self.machine.lock().on_message(&message);
+        match action {
+            Action::Channel => match message {
+                HostMessage::OfferChannel(offer) => return self.defer(Control::Offer(offer)),
+                HostMessage::RescindChannelOffer(_) => return self.defer(Control::Rescind(message)),
+                _ => self.on_channel_answer(&message),
+            },
+            Action::OffersDelivered => return self.defer(Control::AllOffers),
+            Action::Unloaded => self.unloaded.answer(()),
+            Action::Late => {}
+            Action::Unexpected(kind) => unexpected(kind),
+            Action::Post(_) | Action::Connected(_) | Action::Failed(_) => self.on_contact(action),
         }
         Ok(())
     }
@@ -592,141 +544,11 @@ impl Connection {
             for control in inbox {
                 match control {
                     Control::Offer(offer) => self.on_offer(offer),
-                    Control::Rescind(relid) => self.on_rescind(relid),
+                    Control::Rescind(message) => self.on_rescind(&message),
                     Control::AllOffers => self.all_offers.signal(),
                 }
             }
         }
-    }
-
-    fn on_offer(self: &Arc<Self>, offer: OfferChannel) {
-        if self.is_closing() {
-            return;
-        }
-        if let Err(e) = self.add_channel(offer) {
-            pr_err!(
-                "offer of {} (class {}, channel {}) is not usable: {}\n",
-                Show(offer.instance_id),
-                Show(offer.class_id),
-                Show(offer.relid),
-                e.to_errno()
-            );
-        }
-    }
-
-    fn add_channel(self: &Arc<Self>, offer: OfferChannel) -> Result {
-        let slot = self.table.get(offer.relid.0 as usize).ok_or(EINVAL)?;
-        if !offer.relid.is_valid() {
-            return Err(EINVAL);
-        }
-        if !slot.load(Ordering::Acquire).is_null() {
-            return Err(EEXIST);
-        }
-        let family = |c: &&Arc<Chan>| {
-            c.offer.instance_id == offer.instance_id
-                && c.offer.class_id == offer.class_id
-                && c.primary.is_none()
-                && !c.is_rescinded()
-        };
-        let primary = self.list.lock().iter().find(family).cloned();
-        if primary.is_some() != offer.is_subchannel() {
-            return Err(if primary.is_some() { EEXIST } else { ENOENT });
-        }
-        // The CPU stays online until the channel is in the list, where `cpu_offline` finds it.
-        let cpus = crate::cpus::read_lock();
-        let cpu = self.best_cpu(
-            vmbus_proto::class::class_of(&offer.class_id).perf,
-            primary.as_deref(),
-        );
-        let chan = Chan::new(self.clone(), offer, primary, cpu)?;
-        self.list.lock().push(chan.clone(), GFP_KERNEL)?;
-        drop(cpus);
-        let word = offer.relid.0 as usize / 64;
-        self.words.fetch_max((word + 1).min(EVENT_WORDS), Ordering::AcqRel);
-        // The table's reference; given back by `forget`.
-        slot.store(Arc::into_raw(chan.clone()).cast_mut(), Ordering::Release);
-        if chan.primary.is_some() {
-            chan.skip_add();
-        } else {
-            chan.queue_add();
-        }
-        Ok(())
-    }
-
-    fn on_rescind(&self, relid: Relid) {
-        let chan = self
-            .list
-            .lock()
-            .iter()
-            .find(|c| c.relid() == relid && !c.is_rescinded())
-            .cloned();
-        match chan {
-            Some(chan) => {
-                chan.set_rescinded();
-                chan.queue_remove();
-            }
-            None => pr_warn_limited!("rescind of channel {}, which is not on offer\n", Show(relid)),
-        }
-    }
-
-    /// Takes a closed channel out of the table and the list, and waits until interrupt handlers do not use it.
-    pub(crate) fn forget(&self, chan: &Arc<Chan>) {
-        if let Some(slot) = self.table.get(chan.relid().0 as usize) {
-            let mine = Arc::as_ptr(chan).cast_mut();
-            if slot
-                .compare_exchange(mine, ptr::null_mut(), Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
-            {
-                // SAFETY: May sleep.
-                unsafe { bindings::synchronize_rcu() };
-                // SAFETY: The reference that `add_channel` put into the table.
-                drop(unsafe { Arc::from_raw(mine.cast_const()) });
-            }
-        }
-        self.list.lock().retain(|c| !Arc::ptr_eq(c, chan));
-    }
-
-    /// A rescinded channel for the device of `chan` whose removal is not over yet.
-    pub(crate) fn older_instance(&self, chan: &Arc<Chan>) -> Option<Arc<Chan>> {
-        self.list
-            .lock()
-            .iter()
-            .find(|c| {
-                !Arc::ptr_eq(c, chan)
-                    && c.primary.is_none()
-                    && c.is_rescinded()
-                    && c.offer.instance_id == chan.offer.instance_id
-            })
-            .cloned()
-    }
-
-    /// All channels at the moment.
-    pub(crate) fn channels(&self) -> Result<KVec<Arc<Chan>>> {
-        loop {
-            let count = self.list.lock().len();
-            let mut copy = KVec::with_capacity(count, GFP_KERNEL)?;
-            let list = self.list.lock();
-            if list.len() > copy.capacity() {
-                continue;
-            }
-            for chan in list.iter() {
-                copy.push(chan.clone(), GFP_KERNEL)?;
-            }
-            return Ok(copy);
-        }
-    }
-
-    /// Takes no more offers, and unregisters all devices. No driver is bound any more. Process context.
-    pub(crate) fn remove_all(&self) {
-        self.set_phase(Phase::Closing);
-        self.queues.control.flush();
-        self.queues.add.flush();
-        loop {
-            let chan = self.list.lock().iter().find(|c| !c.is_rescinded()).cloned();
-            let Some(chan) = chan else { break };
-            chan.remove();
-        }
-        self.queues.remove.flush();
     }
 
     // --- Interrupts.
@@ -743,8 +565,8 @@ impl Connection {
                 let relid = word * 64 + flags.trailing_zeros() as usize;
                 flags &= flags - 1;
                 if let Some(slot) = self.table.get(relid) {
-                    // SAFETY: Null or a channel, which stays until a grace period after it is taken out of the table;
-                    // interrupt handlers are read-side sections.
+                    // SAFETY: Null or a channel, which stays until a grace period after it is taken out of the
+                    // table; interrupt handlers are read-side sections.
                     if let Some(chan) = unsafe { slot.load(Ordering::Acquire).as_ref() } {
                         chan.on_interrupt();
                     }
@@ -756,13 +578,19 @@ impl Connection {
         }
     }
 
-    /// Lets go of the connection at module exit. The pages go with the last reference, unless the host may still hold them.
+    /// Lets go of the connection at module exit. The pages go with the last reference, unless the host may still
+    /// hold them.
     pub(crate) fn finish(&self) {
-        if !self.unloaded.load(Ordering::Relaxed) {
+        if self.shared.load(Ordering::Acquire) {
             // Keeps everything.
             core::mem::forget(self.to_arc());
         }
     }
+}
+
+/// Reports a message that does not belong where it came.
+pub(crate) fn unexpected(kind: MessageType) {
+    pr_warn_limited!("the host sent {:?} out of turn\n", kind);
 }
 
 impl WorkItem for Connection {

@@ -27,20 +27,20 @@ mod cpus;
 pub mod device;
 pub mod driver;
 mod ffi;
-mod gpadl;
 mod hypercall;
 pub mod log;
 mod memory;
+mod offers;
 mod open;
 mod platform;
 mod power;
-mod requests;
 mod ring;
 pub mod services;
 mod sync;
 mod synic;
 mod sysfs;
 mod tasklet;
+mod waiter;
 mod workqueue;
 
 use connection::Connection;
@@ -143,7 +143,7 @@ impl Vmbus {
             version => VmbusVersion(version),
         };
         // Dropped in reverse order when a later step fails.
-        let conn = Connection::new(features)?;
+        let conn = Connection::new(features, max)?;
         let platform = platform::Registration::new(&conn, module)
             .inspect_err(|_| pr_err!("not loaded: the firmware has no VMBus device; nothing to do\n"))?;
         let bus = bus::Registration::new()?;
@@ -153,7 +153,7 @@ impl Vmbus {
         let interrupt = Interrupt(conn.clone());
         cpus::setup()?;
         let cpus = CpuCallbacks(());
-        conn.connect(max)?;
+        conn.connect()?;
         let session = Session(conn.clone());
         Ok((session, cpus, interrupt, bus, platform, conn))
     }

@@ -112,7 +112,7 @@ impl SharedPages {
     }
 
     /// Page frame numbers, in order.
-    pub(crate) fn pfns(&self) -> impl Iterator<Item = u64> + '_ {
+    pub(crate) fn pfns(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
         // SAFETY: The pages are valid by the type's invariant.
         self.pages.iter().map(|&p| unsafe { ffi::hv_rs_page_pfn(p) })
     }

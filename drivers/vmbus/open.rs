@@ -7,24 +7,22 @@ use core::{
     mem::ManuallyDrop,
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
-use kernel::{new_mutex, prelude::*, sync::{Arc, Mutex}};
+use kernel::{prelude::*, sync::Arc};
 use vmbus_proto::{
-    msg::{ChannelMessage, CloseChannel, GpadlId, OpenChannel, Relid},
+    msg::{Relid, MAX_CHANNELS},
     packet::Packet,
     ring::{Consumer, ControlWord, Producer, ReadError, RingMemory, WriteError},
-    tlfs::{hypercall::ConnectionId, monitor::MonitorPosition},
+    tlfs::hypercall::ConnectionId,
+    util::{signal_method, SignalMethod},
 };
-use zerocopy::IntoBytes;
 
 use crate::{
     log::{pr_warn_limited, Show},
     chan::Chan,
     channel::{CallbackMode, OpenParams, Receiver, RecvError, SendError},
-    connection::{vp_index, Connection},
-    gpadl,
-    hypercall::{self, Wait},
+    connection::Connection,
+    hypercall,
     memory::{RingMap, SharedPages, PAGE},
-    requests::{Key, Reply},
     ring::RingView,
     sync::{new_irq_lock, IrqLock},
 };
@@ -58,17 +56,6 @@ struct Rx {
     buffer: KVVec<u8>,
 }
 
-/// Whether the host holds the rings' memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shared {
-    /// No.
-    No,
-    /// By this GPADL.
-    Yes(GpadlId),
-    /// It should not, but did not say so: the memory is never freed.
-    Perhaps,
-}
-
 /// See the [module's documentation](self).
 #[pin_data(PinnedDrop)]
 pub(crate) struct OpenCore {
@@ -85,10 +72,9 @@ pub(crate) struct OpenCore {
     conn: Arc<Connection>,
     relid: Relid,
     connection_id: ConnectionId,
-    monitor: Option<MonitorPosition>,
-    dedicated: bool,
-    #[pin]
-    shared: Mutex<Shared>,
+    method: SignalMethod,
+    /// The host may use the rings' memory: it must not be freed.
+    held: AtomicBool,
     chan: ChanStats,
     send_pages: u32,
     // Released last: the views above point into them.
@@ -155,9 +141,8 @@ impl OpenCore {
                 conn: chan.conn.clone(),
                 relid: offer.relid,
                 connection_id: ConnectionId(offer.connection_id),
-                monitor: chan.monitor(),
-                dedicated: offer.has_dedicated_interrupt(),
-                shared <- new_mutex!(Shared::No, "hv_vmbus_rs::OpenCore::shared"),
+                method: signal_method(offer, false),
+                held: AtomicBool::new(false),
                 chan: ChanStats(Arc::as_ptr(chan)),
                 send_pages: send as u32,
                 maps: ManuallyDrop::new(maps),
@@ -167,87 +152,19 @@ impl OpenCore {
         )
     }
 
-    // --- Conversation with the host. Process context, under the channel's `op` lock.
-
-    /// Shows the rings to the host.
-    pub(crate) fn create_gpadl(&self, chan: &Chan) -> Result {
-        let mut shared = self.shared.lock();
-        match gpadl::create(chan, self.pages.pfns(), self.pages.len()) {
-            Ok(id) => {
-                *shared = Shared::Yes(id);
-                Ok(())
-            }
-            Err((e, maybe_held)) => {
-                if maybe_held {
-                    *shared = Shared::Perhaps;
-                }
-                Err(e)
-            }
-        }
+    /// Size in bytes and page frame numbers of both rings, the outgoing first.
+    pub(crate) fn memory(&self) -> (u32, impl ExactSizeIterator<Item = u64> + '_) {
+        ((self.pages.len() * PAGE) as u32, self.pages.pfns())
     }
 
-    /// Takes the rings back from the host.
-    pub(crate) fn destroy_gpadl(&self, chan: &Chan) {
-        let mut shared = self.shared.lock();
-        if let Shared::Yes(id) = *shared {
-            *shared = match gpadl::destroy(chan, id) {
-                Ok(()) => Shared::No,
-                Err(e) => {
-                    pr_err!(
-                        "channel {}: the host does not give back GPADL {}: {}; its memory is not freed\n",
-                        Show(self.relid),
-                        Show(id),
-                        e.to_errno()
-                    );
-                    Shared::Perhaps
-                }
-            };
-        }
+    /// Pages of the outgoing ring.
+    pub(crate) fn send_pages(&self) -> u32 {
+        self.send_pages
     }
 
-    /// Asks the host to open the channel, and waits.
-    pub(crate) fn open(&self, chan: &Chan, params: &OpenParams<'_>) -> Result {
-        let Shared::Yes(gpadl) = *self.shared.lock() else {
-            return Err(EINVAL);
-        };
-        let mut message = OpenChannel::blank();
-        message.relid = self.relid;
-        message.open_id = self.conn.new_open_id();
-        message.ring_gpadl = gpadl;
-        message.target_vp = vp_index(chan.target_cpu());
-        message.downstream_page_offset = self.send_pages;
-        message
-            .user_data
-            .get_mut(..params.user_data.len())
-            .ok_or(EINVAL)?
-            .copy_from_slice(params.user_data);
-        let reply = self.conn.requests.run(
-            Key::Open(self.relid, message.open_id),
-            Some(self.relid),
-            || chan.is_rescinded(),
-            || self.conn.post(message.as_bytes(), Wait::Sleep),
-        )?;
-        match reply {
-            Reply::Status(status) if status.is_success() => Ok(()),
-            Reply::Status(status) => {
-                pr_err!("channel {}: the host refuses to open it: {:?}\n", Show(self.relid), status);
-                Err(EIO)
-            }
-            _ => Err(EIO),
-        }
-    }
-
-    /// Tells the host to close the channel; there is no answer.
-    pub(crate) fn close(&self, chan: &Chan) {
-        if chan.is_rescinded() {
-            return;
-        }
-        let mut message = CloseChannel::blank();
-        message.relid = self.relid;
-        if let Err(e) = self.conn.post(message.as_bytes(), Wait::Sleep) {
-            pr_err!("channel {}: cannot close: {}\n", Show(self.relid), e.to_errno());
-            *self.shared.lock() = Shared::Perhaps;
-        }
+    /// Notes whether the host may use the rings' memory.
+    pub(crate) fn set_held(&self, held: bool) {
+        self.held.store(held, Ordering::Release);
     }
 
     // --- Sending. Any context.
@@ -320,39 +237,53 @@ impl OpenCore {
     /// Signals the host.
     #[doc(alias = "vmbus_setevent")]
     fn signal_host(&self) {
-        if !self.dedicated {
-            // Hosts before 5.0 find out from the interrupt page which channel is meant; the second half is ours.
-            let bit = self.relid.0;
-            // SAFETY: The word is inside the page, since relids are less than 2048, and aligned; both sides use atomics.
-            let word = unsafe {
-                AtomicU32::from_ptr(
-                    self.conn
-                        .interrupt_page()
-                        .add(PAGE / 2)
-                        .cast::<u32>()
-                        .add(bit as usize / 32),
-                )
-            };
-            word.fetch_or(1 << (bit % 32), Ordering::SeqCst);
-        }
-        match self.monitor {
-            Some(position) => {
+        match self.method {
+            SignalMethod::Hypercall { dedicated } => {
+                if !dedicated {
+                    self.set_interrupt_bit();
+                }
+                bump(&self.stats().signals);
+                let status = hypercall::signal_event(self.connection_id);
+                // A rescinded channel's connection is gone.
+                if !status.is_success() && !self.stats().is_rescinded() {
+                    pr_warn_limited!(
+                        "channel {}: cannot signal the host: {:?}\n",
+                        Show(self.relid),
+                        status
+                    );
+                }
+            }
+            SignalMethod::Monitor(position) => {
+                self.set_interrupt_bit();
                 // SAFETY: The word is inside the page and aligned; the hypervisor uses atomics, too.
                 let pending = unsafe {
                     AtomicU32::from_ptr(
-                        self.conn.monitor_page(true).add(position.pending_offset()).cast(),
+                        self.conn
+                            .monitor_page(true)
+                            .add(position.pending_offset())
+                            .cast(),
                     )
                 };
                 pending.fetch_or(1 << (position.bit & 31), Ordering::SeqCst);
             }
-            None => {
-                bump(&self.stats().signals);
-                let status = hypercall::signal_event(self.connection_id);
-                if !status.is_success() {
-                    pr_warn_limited!("channel {}: cannot signal the host: {:?}\n", Show(self.relid), status);
-                }
-            }
         }
+    }
+
+    /// Hosts before 5.0 find out from the interrupt page which channel is meant; its second half is ours.
+    fn set_interrupt_bit(&self) {
+        let bit = self.relid.0 % MAX_CHANNELS;
+        // SAFETY: The word is inside the page, which holds 2048 bytes from its middle, and aligned; both sides use
+        // atomics.
+        let word = unsafe {
+            AtomicU32::from_ptr(
+                self.conn
+                    .interrupt_page()
+                    .add(PAGE / 2)
+                    .cast::<u32>()
+                    .add(bit as usize / 32),
+            )
+        };
+        word.fetch_or(1 << (bit % 32), Ordering::SeqCst);
     }
 
     // --- Receiving.
@@ -486,8 +417,7 @@ impl PinnedDrop for OpenCore {
         // SAFETY: Dropped here and nowhere else.
         let (maps, pages) = unsafe { (ManuallyDrop::take(this.maps), ManuallyDrop::take(this.pages)) };
         drop(maps);
-        // Nobody else can hold the lock.
-        if *this.shared.lock() == Shared::No {
+        if !this.held.load(Ordering::Acquire) {
             drop(pages);
         } else {
             pages.leak();

@@ -131,6 +131,12 @@ impl Event {
         unsafe { bindings::complete_all(self.inner.get()) };
     }
 
+    /// Makes the event one that has not happened. The caller sees to it that nobody waits or signals.
+    pub(crate) fn reset(&self) {
+        // SAFETY: The completion was initialised by `new`; nobody else touches `done` now.
+        unsafe { (&raw mut (*self.inner.get()).done).write_volatile(0) };
+    }
+
     /// Sleeps until it happens; false when `timeout` passed first. May sleep.
     #[must_use]
     pub(crate) fn wait_timeout(&self, timeout: Jiffies) -> bool {

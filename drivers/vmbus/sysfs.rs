@@ -146,7 +146,7 @@ fn show_device(chan: &Arc<Chan>, file: &[u8], out: &mut Formatter<'_>) -> Result
     let offer = &chan.offer;
     match file {
         b"id" => line!(out, "{}", offer.relid),
-        b"state" => line!(out, "{}", chan.state()),
+        b"state" => line!(out, "{}", chan.state_number()),
         b"class_id" => line!(out, "{{{}}}", offer.class_id),
         b"device_id" => line!(out, "{{{}}}", offer.instance_id),
         b"modalias" => line!(out, "vmbus:{}", offer.class_id.memory_hex()),

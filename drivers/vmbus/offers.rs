@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The table of channels: offers, rescinds, and which CPU a channel interrupts.
+
+use core::{
+    ptr,
+    sync::atomic::{AtomicPtr, Ordering},
+};
+use kernel::{bindings, prelude::*, sync::Arc};
+use vmbus_proto::{
+    channel::{judge_offer, same_device, Action, OfferError, OfferPolicy, State},
+    class::class_of,
+    msg::{ChannelMessage, HostMessage, OfferChannel, RelidReleased},
+};
+
+use crate::{
+    chan::Chan,
+    connection::{unexpected, Connection, CONNECT_CPU},
+    ffi,
+    log::{pr_warn_limited, Show},
+    synic::EVENT_WORDS,
+};
+
+impl Connection {
+    /// Acts on an offer. On the control queue.
+    pub(crate) fn on_offer(self: &Arc<Self>, offer: OfferChannel) {
+        if self.is_closing() {
+            return;
+        }
+        let policy = OfferPolicy {
+            version: self.version(),
+            isolated: false,
+            confidential: false,
+        };
+        let primary = self.primary_of(&offer);
+        let in_use = self
+            .slot(&offer)
+            .is_some_and(|slot| !slot.load(Ordering::Acquire).is_null());
+        let state = primary.as_ref().map(|p| p.machine_state());
+        let result = match judge_offer(&offer, policy, in_use, state) {
+            Ok(_) => self.add_channel(offer, primary.filter(|_| offer.is_subchannel())),
+            Err(e) => {
+                pr_warn_limited!("{}: {}\n", Show(offer.instance_id), Show(e));
+                if !matches!(e, OfferError::BadRelid(_) | OfferError::RelidInUse(_)) {
+                    let mut message = RelidReleased::blank();
+                    message.relid = offer.relid;
+                    // Of no use to anybody if it fails.
+                    let _ = self.post(&message);
+                }
+                Ok(())
+            }
+        };
+        if let Err(e) = result {
+            pr_err!(
+                "offer of {} (class {}, channel {}) is lost: {}\n",
+                Show(offer.instance_id),
+                Show(offer.class_id),
+                Show(offer.relid),
+                e.to_errno()
+            );
+        }
+    }
+
+    fn slot(&self, offer: &OfferChannel) -> Option<&AtomicPtr<Chan>> {
+        self.table.get(offer.relid.0 as usize)
+    }
+
+    /// The primary channel of the device that `offer` is of; the latest, when an older one is being removed.
+    fn primary_of(&self, offer: &OfferChannel) -> Option<Arc<Chan>> {
+        self.list
+            .lock()
+            .iter()
+            .rev()
+            .find(|c| c.primary.is_none() && same_device(&c.offer, offer))
+            .cloned()
+    }
+
+    fn add_channel(self: &Arc<Self>, offer: OfferChannel, primary: Option<Arc<Chan>>) -> Result {
+        let slot = self.slot(&offer).ok_or(EINVAL)?;
+        // The CPU stays online until the channel is in the list, where `cpu_offline` finds it.
+        let cpus = crate::cpus::read_lock();
+        let cpu = self.best_cpu(class_of(&offer.class_id).perf, primary.as_deref());
+        let chan = Chan::new(self.clone(), offer, primary, cpu)?;
+        self.list.lock().push(chan.clone(), GFP_KERNEL)?;
+        drop(cpus);
+        let word = offer.relid.0 as usize / 64;
+        self.words
+            .fetch_max((word + 1).min(EVENT_WORDS), Ordering::AcqRel);
+        // The table's reference; given back by `forget`.
+        slot.store(Arc::into_raw(chan.clone()).cast_mut(), Ordering::Release);
+        if chan.primary.is_some() {
+            chan.skip_add();
+        } else {
+            chan.queue_add();
+        }
+        Ok(())
+    }
+
+    /// Acts on a rescind. On the control queue, so after the offer.
+    pub(crate) fn on_rescind(&self, message: &HostMessage) {
+        let list = self.list.lock();
+        for chan in list.iter() {
+            match chan.on_host_message(message) {
+                Action::NotMine => {}
+                Action::Rescinded { .. } => return chan.queue_remove(),
+                _ => return unexpected(message.message_type()),
+            }
+        }
+        drop(list);
+        pr_warn_limited!("rescind of a channel that is not on offer\n");
+    }
+
+    /// Hands an answer about a channel to it. Softirq context.
+    pub(crate) fn on_channel_answer(&self, message: &HostMessage) {
+        let _rcu = kernel::sync::rcu::read_lock();
+        let relid = match message {
+            HostMessage::OpenChannelResult(m) => Some(m.relid),
+            HostMessage::GpadlCreated(m) => Some(m.relid),
+            HostMessage::ModifyChannelResponse(m) => Some(m.relid),
+            // Does not say whose.
+            HostMessage::GpadlTorndown(_) => None,
+            // Answers to what this driver does not ask.
+            _ => return unexpected(message.message_type()),
+        };
+        let last = self.words.load(Ordering::Acquire) * 64;
+        let range = match relid {
+            Some(relid) => relid.0 as usize..(relid.0 as usize).saturating_add(1),
+            None => 0..last,
+        };
+        for slot in self.table.get(range).unwrap_or(&[]) {
+            // SAFETY: Null or a channel, which stays until a grace period after it is taken out of the table; this
+            // is a read-side section.
+            let Some(chan) = (unsafe { slot.load(Ordering::Acquire).as_ref() }) else {
+                continue;
+            };
+            match chan.on_host_message(message) {
+                Action::NotMine => {}
+                Action::Unexpected(kind) => return unexpected(kind),
+                _ => return,
+            }
+        }
+        unexpected(message.message_type());
+    }
+
+    /// Takes a closed channel out of the table and the list, and waits until interrupt handlers do not use it.
+    pub(crate) fn forget(&self, chan: &Arc<Chan>) {
+        if let Some(slot) = self.slot(&chan.offer) {
+            let mine = Arc::as_ptr(chan).cast_mut();
+            if slot
+                .compare_exchange(mine, ptr::null_mut(), Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+            {
+                // SAFETY: May sleep.
+                unsafe { bindings::synchronize_rcu() };
+                // SAFETY: The reference that `add_channel` put into the table.
+                drop(unsafe { Arc::from_raw(mine.cast_const()) });
+            }
+        }
+        self.list.lock().retain(|c| !Arc::ptr_eq(c, chan));
+    }
+
+    /// A rescinded channel for the device of `chan` whose removal is not over yet.
+    pub(crate) fn older_instance(&self, chan: &Arc<Chan>) -> Option<Arc<Chan>> {
+        self.list
+            .lock()
+            .iter()
+            .take_while(|c| !Arc::ptr_eq(c, chan))
+            .find(|c| c.primary.is_none() && same_device(&c.offer, &chan.offer))
+            .cloned()
+    }
+
+    /// All channels at the moment.
+    pub(crate) fn channels(&self) -> Result<KVec<Arc<Chan>>> {
+        loop {
+            let count = self.list.lock().len();
+            let mut copy = KVec::with_capacity(count, GFP_KERNEL)?;
+            let list = self.list.lock();
+            if list.len() > copy.capacity() {
+                continue;
+            }
+            for chan in list.iter() {
+                copy.push(chan.clone(), GFP_KERNEL)?;
+            }
+            return Ok(copy);
+        }
+    }
+
+    /// Takes no more offers, and unregisters all devices. No driver is bound any more. Process context.
+    pub(crate) fn remove_all(&self) {
+        self.close();
+        self.queues.control.flush();
+        self.queues.add.flush();
+        loop {
+            let chan = self
+                .list
+                .lock()
+                .iter()
+                .find(|c| c.machine_state() != State::Rescinded)
+                .cloned();
+            let Some(chan) = chan else { break };
+            chan.remove();
+        }
+        self.queues.remove.flush();
+    }
+
+    /// Usable CPUs for `chan`, best first: for channels that carry load those with the fewest such channels, for
+    /// others the one that messages go to.
+    pub(crate) fn cpus_for(&self, chan: &Chan) -> impl Iterator<Item = u32> + use<> {
+        let first = self.best_cpu(chan.class.perf, chan.primary.as_deref());
+        let others = (0..ffi::hv_rs_nr_cpu_ids()).filter(move |cpu| *cpu != first);
+        Iterator::chain(core::iter::once(first), others).filter(|cpu| ffi::hv_rs_cpu_usable(*cpu))
+    }
+
+    /// See [`cpus_for`](Self::cpus_for). With `primary`, CPUs that the device does not use yet come first.
+    fn best_cpu(&self, perf: bool, primary: Option<&Chan>) -> u32 {
+        if !perf {
+            return CONNECT_CPU;
+        }
+        let list = self.list.lock();
+        let load = |cpu: u32| {
+            let mut same = 0usize;
+            let mut all = 0usize;
+            for c in list
+                .iter()
+                .filter(|c| c.class.perf && c.target_cpu() == cpu)
+            {
+                all += 1;
+                let family = primary.is_some_and(|p| {
+                    ptr::eq(&**c, p) || c.primary.as_deref().is_some_and(|q| ptr::eq(q, p))
+                });
+                same += usize::from(family);
+            }
+            (same, all)
+        };
+        (0..ffi::hv_rs_nr_cpu_ids())
+            .filter(|cpu| ffi::hv_rs_cpu_usable(*cpu))
+            .min_by_key(|cpu| load(*cpu))
+            .unwrap_or(CONNECT_CPU)
+    }
+}

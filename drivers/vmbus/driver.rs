@@ -368,7 +368,9 @@ pub(crate) unsafe extern "C" fn probe_callback(dev: *mut bindings::device) -> c_
         if let Err(e) = result {
             // A channel that the driver opened and forgot must not outlive the failed probe.
             vdev.close_channels();
-            dev_err!(vdev.as_ref(), "probe failed: {}\n", e.to_errno());
+            if !vdev.is_rescinded() {
+                dev_err!(vdev.as_ref(), "probe failed: {}\n", e.to_errno());
+            }
             return Err(e);
         }
         Ok(0)

@@ -12,7 +12,7 @@ use vmbus_proto::{
     msg::{Relid, MAX_CHANNELS},
     packet::Packet,
     ring::{Consumer, ControlWord, Producer, ReadError, RingMemory, WriteError},
-    tlfs::hypercall::ConnectionId,
+    tlfs::hypercall::{ConnectionId, HvStatus},
     util::{signal_method, SignalMethod},
 };
 
@@ -244,8 +244,8 @@ impl OpenCore {
                 }
                 bump(&self.stats().signals);
                 let status = hypercall::signal_event(self.connection_id);
-                // A rescinded channel's connection is gone.
-                if !status.is_success() && !self.stats().is_rescinded() {
+                // The host forgets a channel's connection when it sends the rescind, which we may not have seen yet.
+                if !status.is_success() && status != HvStatus::INVALID_CONNECTION_ID {
                     pr_warn_limited!(
                         "channel {}: cannot signal the host: {:?}\n",
                         Show(self.relid),

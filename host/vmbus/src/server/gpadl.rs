@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
+use vmbus_proto::gpadl::{AssembleError, GpadlAssembler, GpadlLimits, Progress, MAX_WORDS};
 use vmbus_proto::msg::{ChannelMessage, GpadlCreated, GpadlHeader, GpadlId, GpadlTorndown, Relid, Status};
+use vmbus_proto::range::GpaRanges;
 
 use super::{take_fault, Action, ChannelState, OfferId, Server};
 
@@ -12,6 +14,8 @@ use super::{take_fault, Action, ChannelState, OfferId, Server};
 const MAX_GPADLS: usize = 4096;
 /// The most pages in all GPADLs together: 4 GiB, which bounds the host's memory for them to 8 MiB.
 const MAX_PAGES: usize = 1 << 20;
+/// What one GPADL may hold: whatever its format can say.
+const LIMITS: GpadlLimits = GpadlLimits { max_words: MAX_WORDS, max_ranges: u16::MAX };
 
 /// A run of guest memory: page frame numbers, of which the first and last may be used in part.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,11 +36,9 @@ pub type SharedGpadl = Arc<[GpadlRange]>;
 #[derive(Debug)]
 pub struct Gpadl {
     pub(super) offer: OfferId,
-    relid: Relid,
-    range_count: u16,
-    /// Words of range headers and PFNs promised.
-    expected: usize,
-    words: Vec<u64>,
+    assembler: GpadlAssembler,
+    /// The range data received, until complete.
+    data: Vec<u8>,
     /// Present when complete.
     live: Option<SharedGpadl>,
 }
@@ -79,16 +81,16 @@ impl Server {
         if self.gpadls.contains_key(&id) {
             return refused(self, format!("id {} is in use", id));
         }
-        let expected = usize::from(m.range_buflen) / 8;
-        // Each range has its header word and at least one PFN.
-        if m.range_count == 0 || m.range_buflen % 8 != 0 || expected < usize::from(m.range_count) * 2 {
-            return refused(self, format!("{} bytes cannot hold {} ranges", m.range_buflen, m.range_count));
-        }
+        let assembler = match GpadlAssembler::begin(m, LIMITS) {
+            Ok(assembler) => assembler,
+            Err(e) => return refused(self, format!("id {id}: {e}")),
+        };
+        let expected = assembler.expected_words();
         if self.gpadls.len() >= MAX_GPADLS || self.gpadl_pages + expected > MAX_PAGES {
             return refused(self, "more GPADLs than this host holds".into());
         }
         self.gpadl_pages += expected;
-        let gpadl = Gpadl { offer, relid, range_count: m.range_count, expected, words: Vec::with_capacity(expected), live: None };
+        let gpadl = Gpadl { offer, assembler, data: Vec::with_capacity(expected * 8), live: None };
         self.gpadls.insert(id, gpadl);
         self.append(id, data, what)
     }
@@ -96,32 +98,28 @@ impl Server {
     pub(super) fn on_gpadl_body(&mut self, id: GpadlId, data: &[u8]) -> Result<(), String> {
         let what = "GPADL_BODY";
         // Without its channel no answer can be sent for an unknown id.
-        match self.gpadls.get(&id) {
-            None => Err(format!("{what}: id {} has no header", id)),
-            Some(gpadl) if gpadl.is_live() => Err(format!("{what}: id {} is complete", id)),
-            Some(_) => self.append(id, data, what),
+        if !self.gpadls.contains_key(&id) {
+            return Err(format!("{what}: id {id} has no header"));
         }
+        self.append(id, data, what)
     }
 
     fn append(&mut self, id: GpadlId, data: &[u8], what: &str) -> Result<(), String> {
         let Some(gpadl) = self.gpadls.get_mut(&id) else { return Ok(()) };
-        // Bytes beyond what was promised are padding: some guests (UEFI, says OpenVMM) always send
-        // messages of full length.
-        let wanted = gpadl.expected - gpadl.words.len();
-        gpadl.words.extend(data.chunks_exact(8).take(wanted).map(|w| u64::from_le_bytes(w.try_into().unwrap_or([0; 8]))));
-        if gpadl.words.len() < gpadl.expected {
-            if data.len() < 8 {
-                let relid = gpadl.relid;
-                self.forget_gpadl(id);
-                self.send_created(relid, id, Status::UNSUCCESSFUL);
-                return Err(format!("{what}: id {}: no page numbers in the message", id));
+        let relid = gpadl.assembler.relid;
+        let progress = gpadl.assembler.push(data, |word| gpadl.data.extend_from_slice(&word.to_le_bytes()));
+        let result = match progress {
+            Ok(Progress::NeedMore) => return Ok(()),
+            // The GPADL is live already, and unharmed.
+            Err(e @ AssembleError::Complete) => return Err(format!("{what}: id {id}: {e}")),
+            Ok(Progress::Complete) => {
+                let data = std::mem::take(&mut gpadl.data);
+                let count = gpadl.assembler.range_count;
+                self.parse_ranges(&data, count)
             }
-            return Ok(());
-        }
-        let relid = gpadl.relid;
-        let words = std::mem::take(&mut gpadl.words);
-        let count = gpadl.range_count;
-        match self.parse_ranges(&words, count) {
+            Err(e) => Err(e.to_string()),
+        };
+        match result {
             Ok(ranges) => {
                 if let Some(gpadl) = self.gpadls.get_mut(&id) {
                     gpadl.live = Some(Arc::from(ranges));
@@ -133,38 +131,26 @@ impl Server {
             Err(text) => {
                 self.forget_gpadl(id);
                 self.send_created(relid, id, Status::UNSUCCESSFUL);
-                Err(format!("{what}: id {}: {text}", id))
+                Err(format!("{what}: id {id}: {text}"))
             }
         }
     }
 
-    fn parse_ranges(&self, words: &[u64], count: u16) -> Result<Vec<GpadlRange>, String> {
-        let mut rest = words;
-        let mut ranges = Vec::with_capacity(usize::from(count));
-        for i in 0..count {
-            let (&head, tail) = rest.split_first().ok_or_else(|| format!("range {i} is missing"))?;
-            let (len, offset) = (head as u32, (head >> 32) as u32);
-            if offset >= 4096 {
-                return Err(format!("range {i}: offset {offset} is not within a page"));
-            }
-            if len == 0 {
-                return Err(format!("range {i} is empty"));
-            }
-            let pages = (u64::from(len) + u64::from(offset)).div_ceil(4096) as usize;
-            if pages > tail.len() {
-                return Err(format!("range {i}: {len} bytes need {pages} pages, {} are listed", tail.len()));
-            }
-            let (pfns, tail) = tail.split_at(pages);
-            for &pfn in pfns {
-                let ok = pfn.checked_mul(4096).is_some_and(|gpa| self.is_ram_page(gpa));
-                if !ok {
-                    return Err(format!("range {i}: page frame {pfn:#x} is not RAM"));
+    fn parse_ranges(&self, data: &[u8], count: u16) -> Result<Vec<GpadlRange>, String> {
+        let ranges = GpaRanges::parse(data, count.into()).map_err(|e| e.to_string())?;
+        ranges
+            .iter()
+            .map(|range| {
+                let pfns: Vec<u64> = range.pfns().collect();
+                for &pfn in &pfns {
+                    let ok = pfn.checked_mul(4096).is_some_and(|gpa| self.is_ram_page(gpa));
+                    if !ok {
+                        return Err(format!("page frame {pfn:#x} is not RAM"));
+                    }
                 }
-            }
-            ranges.push(GpadlRange { len, offset, pfns: pfns.to_vec() });
-            rest = tail;
-        }
-        Ok(ranges)
+                Ok(GpadlRange { len: range.byte_count, offset: range.byte_offset, pfns })
+            })
+            .collect()
     }
 
     pub(super) fn on_gpadl_teardown(&mut self, relid: Relid, id: GpadlId) -> Result<(), String> {
@@ -174,7 +160,7 @@ impl Server {
             return Err(format!("{what}: id {} does not exist", id));
         };
         if gpadl.offer != offer {
-            return Err(format!("{what}: id {} belongs to relid {}, not {relid}", id, gpadl.relid));
+            return Err(format!("{what}: id {} belongs to relid {}, not {relid}", id, gpadl.assembler.relid));
         }
         if !gpadl.is_live() {
             return Err(format!("{what}: id {} is not complete", id));
@@ -192,7 +178,7 @@ impl Server {
 
     fn forget_gpadl(&mut self, id: GpadlId) {
         if let Some(gpadl) = self.gpadls.remove(&id) {
-            self.gpadl_pages -= gpadl.expected;
+            self.gpadl_pages -= gpadl.assembler.expected_words();
         }
     }
 
@@ -211,7 +197,7 @@ impl Server {
     /// For the invariant checks of tests.
     #[cfg(test)]
     pub(super) fn gpadl_words(&self) -> usize {
-        self.gpadls.values().map(|g| g.expected).sum()
+        self.gpadls.values().map(|g| g.assembler.expected_words()).sum()
     }
 
     /// For the invariant checks of tests.

@@ -91,21 +91,21 @@ fn gpadl_of_addresses_that_are_not_ram() {
 fn gpadl_whose_counts_lie() {
     let mut bench = connected();
     let cases: [(Vec<u8>, &str); 9] = [
-        (header(1, 1, 0, 0, &[]), "cannot hold"),
-        (header(1, 1, 16, 0, &[range(4096, 0), 16]), "cannot hold"),
-        (header(1, 1, 8, 1, &[range(4096, 0)]), "cannot hold"),
-        (header(1, 1, 12, 1, &[range(4096, 0), 16]), "cannot hold"),
-        (header(1, 1, 16, 200, &[range(4096, 0), 16]), "cannot hold"),
-        (header(1, 1, 16, 1, &[range(8192, 0), 16]), "need 2 pages"),
-        (header(1, 1, 16, 1, &[range(u32::MAX, 4095), 16]), "need"),
-        (header(1, 1, 16, 1, &[range(0, 0), 16]), "empty"),
-        (header(1, 1, 16, 1, &[range(4096, 4096), 16]), "not within a page"),
+        (header(1, 1, 0, 0, &[]), "without ranges"),
+        (header(1, 1, 16, 0, &[range(4096, 0), 16]), "without ranges"),
+        (header(1, 1, 8, 1, &[range(4096, 0)]), "bytes of range data"),
+        (header(1, 1, 12, 1, &[range(4096, 0), 16]), "bytes of range data"),
+        (header(1, 1, 16, 200, &[range(4096, 0), 16]), "bytes of range data"),
+        (header(1, 1, 16, 1, &[range(8192, 0), 16]), "end within range"),
+        (header(1, 1, 16, 1, &[range(u32::MAX, 4095), 16]), "end within range"),
+        (header(1, 1, 16, 1, &[range(0, 0), 16]), "no bytes"),
+        (header(1, 1, 16, 1, &[range(4096, 4096), 16]), "of its first page"),
     ];
     for (bytes, text) in cases {
         refused(&mut bench, &bytes, text, true);
     }
     // The second of two ranges is short.
-    refused(&mut bench, &header(1, 1, 32, 2, &[range(4096, 0), 16, range(8192, 0), 17]), "need 2 pages", true);
+    refused(&mut bench, &header(1, 1, 32, 2, &[range(4096, 0), 16, range(8192, 0), 17]), "end within range", true);
     assert_eq!(bench.server.gpadl_count(), 0);
 }
 
@@ -142,10 +142,10 @@ fn gpadl_body_out_of_the_blue_or_after_the_end() {
     assert!(bench.heard().is_empty());
     bench.raw(&body(5, &[17]));
     assert!(matches!(bench.heard()[..], [HostMessage::GpadlCreated(g)] if g.status.is_success()));
-    refused(&mut bench, &body(5, &[18]), "complete", false);
+    refused(&mut bench, &body(5, &[18]), "after the last", false);
     // A body with nothing in it would let a guest keep a GPADL unfinished for ever.
     bench.raw(&header(1, 6, 24, 1, &[range(8192, 0), 16]));
-    refused(&mut bench, &body(6, &[]), "no page numbers", true);
+    refused(&mut bench, &body(6, &[]), "without range data", true);
     refused(&mut bench, &body(6, &[17]), "no header", false);
 }
 

@@ -3,7 +3,36 @@
 //! The differences between the kernel versions that the modules build for. Nothing outside this file asks which version
 //! it is built for; Kbuild sets `kernel_7_3` for Linux 7.3 and later.
 
+use kernel::{bindings, error::Error, ffi::c_int};
+
 use crate::driver::{DeviceId, IdTable};
+
+/// Error codes for which 7.2 has no names.
+macro_rules! errors {
+    ($($name:ident = $code:ident;)*) => { $(
+        pub(crate) fn $name() -> Error {
+            Error::from_errno(-(bindings::$code as c_int))
+        }
+    )* };
+}
+
+errors! {
+    eopnotsupp = EOPNOTSUPP;
+    econnrefused = ECONNREFUSED;
+    eproto = EPROTO;
+}
+
+/// The value of a module parameter of integer type.
+macro_rules! param_value {
+    ($param:expr) => {{
+        #[cfg(kernel_7_3)]
+        let value = $param.value();
+        #[cfg(not(kernel_7_3))]
+        let value = *$param.value();
+        value
+    }};
+}
+pub(crate) use param_value;
 
 /// Implements `RawDeviceIdIndex` for a bus' id type: 7.3 stores a pointer to the entry's information in the table, 7.2 the
 /// entry's index.
@@ -46,4 +75,40 @@ pub(crate) unsafe fn id_info<T>(table: IdTable<T>, id: *const DeviceId) -> Optio
     // SAFETY: By the requirement, `id` lives for ever when it is not null.
     let id = unsafe { id.as_ref() }?;
     Some(table.info(id.index()))
+}
+
+/// Makes the id table of a driver and its module aliases (`vmbus:…`): name, type of the information kept with each
+/// entry, entries.
+///
+/// ```ignore
+/// hv_vmbus::vmbus_device_table!(
+///     ID_TABLE,
+///     <HeartbeatDriver as hv_vmbus::driver::Driver>::IdInfo,
+///     [(hv_vmbus::driver::DeviceId::new(class::HEARTBEAT), ())]
+/// );
+/// ```
+#[cfg(kernel_7_3)]
+#[macro_export]
+macro_rules! vmbus_device_table {
+    ($($tt:tt)*) => {
+        ::kernel::module_device_table!("vmbus", $crate::driver::DeviceId, $($tt)*);
+    };
+}
+
+/// Makes the id table of a driver and its module aliases (`vmbus:…`): name, type of the information kept with each
+/// entry, entries.
+#[cfg(not(kernel_7_3))]
+#[macro_export]
+macro_rules! vmbus_device_table {
+    ($table:ident, $info_type:ty, [$(($id:expr, $info:expr $(,)?)),* $(,)?]) => {
+        const $table: ::kernel::device_id::IdArray<
+            $crate::driver::DeviceId,
+            $info_type,
+            { <[$crate::driver::DeviceId]>::len(&[$($id,)*]) },
+        > = ::kernel::device_id::IdArray::new([$(($id, $info),)*]);
+
+        const _: () = {
+            ::kernel::module_device_table!("vmbus", MODULE_TABLE, $table);
+        };
+    };
 }

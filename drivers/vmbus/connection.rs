@@ -43,6 +43,7 @@ use zerocopy::IntoBytes;
 
 use crate::{
     chan::Chan,
+    compat,
     ffi::{self, Features},
     hypercall::{self, PostError, Wait},
     log::{pr_warn_limited, Show},
@@ -355,8 +356,8 @@ impl Connection {
                     pr_err!("Unable to connect to host: {}\n", Show(e));
                     return Err(match e {
                         ConnectError::NoCommonVersion => EDOM,
-                        ConnectError::Refused { .. } => ECONNREFUSED,
-                        ConnectError::BadConnectionId { .. } => EPROTO,
+                        ConnectError::Refused { .. } => compat::econnrefused(),
+                        ConnectError::BadConnectionId { .. } => compat::eproto(),
                         ConnectError::Post(_) => EIO,
                     });
                 }

@@ -57,22 +57,6 @@ compat::impl_device_id_index!(DeviceId, RawId, driver_data);
 /// Type of a driver's id table; made by [`vmbus_device_table!`](crate::vmbus_device_table).
 pub type IdTable<T> = &'static dyn kernel::device_id::IdTable<DeviceId, T>;
 
-/// Makes the id table of a driver and its module aliases (`vmbus:…`).
-///
-/// ```ignore
-/// hv_vmbus::vmbus_device_table!(
-///     ID_TABLE,
-///     <HeartbeatDriver as hv_vmbus::driver::Driver>::IdInfo,
-///     [(hv_vmbus::driver::DeviceId::new(class::HEARTBEAT), ())]
-/// );
-/// ```
-#[macro_export]
-macro_rules! vmbus_device_table {
-    ($($tt:tt)*) => {
-        ::kernel::module_device_table!("vmbus", $crate::driver::DeviceId, $($tt)*);
-    };
-}
-
 /// Declares a kernel module that consists of one VMBus driver.
 ///
 /// ```ignore
@@ -146,7 +130,7 @@ pub trait Driver {
         this: Pin<&Self::Data<'bound>>,
     ) -> Result {
         let _ = (dev, this);
-        Err(EOPNOTSUPP)
+        Err(compat::eopnotsupp())
     }
 
     /// The system is back from hibernation, or the hibernation was given up. Process context, may sleep. The driver takes
@@ -159,7 +143,7 @@ pub trait Driver {
         this: Pin<&Self::Data<'bound>>,
     ) -> Result {
         let _ = (dev, this);
-        Err(EOPNOTSUPP)
+        Err(compat::eopnotsupp())
     }
 }
 

@@ -122,7 +122,7 @@ fn check() -> Result<ffi::Features> {
     }
     if features.isolated {
         pr_err!("not loaded: confidential VMs are not supported; use the kernel's own driver\n");
-        return Err(EOPNOTSUPP);
+        return Err(compat::eopnotsupp());
     }
     Ok(features)
 }
@@ -138,7 +138,7 @@ impl Vmbus {
         Arc<Connection>,
     )> {
         let features = check()?;
-        let max = match *module_parameters::max_version.value_ref() {
+        let max = match compat::param_value!(module_parameters::max_version) {
             0 => VmbusVersion::V6_0,
             version => VmbusVersion(version),
         };

@@ -11,7 +11,7 @@ use kernel::{
     sync::Arc,
 };
 
-use crate::{connection::Connection, ffi};
+use crate::{compat, connection::Connection, ffi};
 
 /// Address windows below this are of no use (`vmbus_walk_resources`).
 const LOWEST: u64 = 0x10_0000;
@@ -157,5 +157,5 @@ unsafe extern "C" fn has_windows(ctx: *mut c_void) -> bool {
 /// Called by the driver core.
 unsafe extern "C" fn refuse_hibernation(_dev: *mut bindings::device) -> c_int {
     pr_err!("hibernation is not supported; unload the hv_*_rs modules first\n");
-    EOPNOTSUPP.to_errno()
+    compat::eopnotsupp().to_errno()
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    Burst, ChannelInfo, Command, Counters, Event, Fault, HeartbeatStatus, Reply, Request, SampleKind, ShutdownKind,
-    ShutdownReply, Status, TimesyncStatus, Until, Violations,
+    Burst, ChannelInfo, Command, Counters, Event, Fault, HeartbeatStatus, Reply, Request,
+    SampleKind, ShutdownKind, ShutdownReply, Status, TimesyncStatus, Until, Violations,
 };
 
 /// Why a call failed.
@@ -42,7 +42,9 @@ pub enum Error {
 impl From<std::io::Error> for Error {
     fn from(e: std::io::Error) -> Self {
         match e.kind() {
-            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => Self::Closed,
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => {
+                Self::Closed
+            }
             _ => Self::Io(e),
         }
     }
@@ -63,10 +65,16 @@ impl Client {
     /// [`Error::NoHost`].
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        let writer =
-            UnixStream::connect(path).map_err(|source| Error::NoHost { path: path.to_path_buf(), source })?;
+        let writer = UnixStream::connect(path).map_err(|source| Error::NoHost {
+            path: path.to_path_buf(),
+            source,
+        })?;
         let reader = BufReader::new(writer.try_clone()?);
-        Ok(Self { reader, writer, next_id: 1 })
+        Ok(Self {
+            reader,
+            writer,
+            next_id: 1,
+        })
     }
 
     /// Connects as soon as the host listens, within `limit`: for use right after QEMU was started.
@@ -92,7 +100,8 @@ impl Client {
     pub fn call(&mut self, cmd: Command) -> Result<serde_json::Value, Error> {
         let id = self.next_id;
         self.next_id += 1;
-        let mut line = serde_json::to_string(&Request { id, cmd }).map_err(|e| Error::Garbled(e.to_string()))?;
+        let mut line = serde_json::to_string(&Request { id, cmd })
+            .map_err(|e| Error::Garbled(e.to_string()))?;
         line.push('\n');
         self.writer.write_all(line.as_bytes())?;
         loop {
@@ -144,7 +153,9 @@ impl Client {
     pub fn channel(&mut self, device: &str) -> Result<ChannelInfo, Error> {
         self.channels()?
             .into_iter()
-            .find(|c| c.subchannel == 0 && (c.device == device || c.instance.eq_ignore_ascii_case(device)))
+            .find(|c| {
+                c.subchannel == 0 && (c.device == device || c.instance.eq_ignore_ascii_case(device))
+            })
             .ok_or_else(|| Error::Refused(format!("no device {device}")))
     }
 
@@ -177,7 +188,9 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub fn offer(&mut self, device: &str) -> Result<(), Error> {
-        self.unit(Command::Offer { device: device.into() })
+        self.unit(Command::Offer {
+            device: device.into(),
+        })
     }
 
     /// See [`Command::Rescind`].
@@ -185,7 +198,9 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub fn rescind(&mut self, device: &str) -> Result<(), Error> {
-        self.unit(Command::Rescind { device: device.into() })
+        self.unit(Command::Rescind {
+            device: device.into(),
+        })
     }
 
     /// See [`Command::Wait`].
@@ -210,7 +225,12 @@ impl Client {
     /// # Errors
     /// See [`Client::wait`].
     pub fn wait_negotiated(&mut self, device: &str, limit: Duration) -> Result<(), Error> {
-        self.wait(Until::Negotiated { device: device.into() }, limit)
+        self.wait(
+            Until::Negotiated {
+                device: device.into(),
+            },
+            limit,
+        )
     }
 
     /// Heartbeat statistics.
@@ -218,7 +238,10 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub fn heartbeat(&mut self) -> Result<HeartbeatStatus, Error> {
-        self.typed(Command::Heartbeat { interval_ms: None, burst: None })
+        self.typed(Command::Heartbeat {
+            interval_ms: None,
+            burst: None,
+        })
     }
 
     /// Changes the interval of heartbeats.
@@ -227,7 +250,10 @@ impl Client {
     /// See [`Error`].
     pub fn heartbeat_interval(&mut self, interval: Duration) -> Result<HeartbeatStatus, Error> {
         let ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
-        self.typed(Command::Heartbeat { interval_ms: Some(ms), burst: None })
+        self.typed(Command::Heartbeat {
+            interval_ms: Some(ms),
+            burst: None,
+        })
     }
 
     /// Starts a burst of heartbeats; wait with [`Until::Beats`].
@@ -235,16 +261,29 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub fn heartbeat_burst(&mut self, count: u32, every_ms: u64) -> Result<HeartbeatStatus, Error> {
-        self.typed(Command::Heartbeat { interval_ms: None, burst: Some(Burst { count, every_ms }) })
+        self.typed(Command::Heartbeat {
+            interval_ms: None,
+            burst: Some(Burst { count, every_ms }),
+        })
     }
 
     /// Sends a shutdown request and waits for the guest's answer.
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn shutdown(&mut self, kind: ShutdownKind, force: bool, wait: Duration) -> Result<ShutdownReply, Error> {
+    pub fn shutdown(
+        &mut self,
+        kind: ShutdownKind,
+        force: bool,
+        wait: Duration,
+    ) -> Result<ShutdownReply, Error> {
         let wait_ms = Some(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
-        self.typed(Command::Shutdown { kind, force, reason: String::new(), wait_ms })
+        self.typed(Command::Shutdown {
+            kind,
+            force,
+            reason: String::new(),
+            wait_ms,
+        })
     }
 
     /// Statistics of time synchronisation.
@@ -266,7 +305,12 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn time_sample(&mut self, kind: SampleKind, offset_ms: i64, keep: bool) -> Result<TimesyncStatus, Error> {
+    pub fn time_sample(
+        &mut self,
+        kind: SampleKind,
+        offset_ms: i64,
+        keep: bool,
+    ) -> Result<TimesyncStatus, Error> {
         self.typed(Command::Timesync {
             send: Some(kind),
             offset_ms,
@@ -291,7 +335,9 @@ impl Client {
     /// See [`Error`].
     pub fn watch(mut self) -> Result<Watch, Error> {
         self.unit(Command::Watch)?;
-        Ok(Watch { reader: self.reader })
+        Ok(Watch {
+            reader: self.reader,
+        })
     }
 }
 

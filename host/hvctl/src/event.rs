@@ -6,7 +6,11 @@ use serde::{Deserialize, Serialize};
 
 /// One line to a watcher: `{"event": "NAME", …}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "snake_case")]
+#[serde(
+    tag = "event",
+    rename_all = "kebab-case",
+    rename_all_fields = "snake_case"
+)]
 pub enum Event {
     /// A version was agreed.
     Connected {

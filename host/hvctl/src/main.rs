@@ -8,7 +8,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hvctl::profile::{ProfileCounts, Symbols};
-use hvctl::{Burst, Client, Command, Error, Fault, RingField, RingSide, SampleKind, ShutdownKind, Until};
+use hvctl::{
+    Burst, Client, Command, Error, Fault, RingField, RingSide, SampleKind, ShutdownKind, Until,
+};
 
 mod show;
 
@@ -123,7 +125,7 @@ enum Cmd {
 struct Timesync {
     /// Send a sample of this kind.
     #[arg(long)]
-    send: Option<Sample>,
+    send: Option<SampleArg>,
     /// Add this many ms to the host's clock.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     offset_ms: i64,
@@ -189,7 +191,7 @@ enum Kind {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Sample {
+enum SampleArg {
     Probe,
     Sync,
     Sample,
@@ -333,7 +335,12 @@ fn fault(cmd: FaultCmd) -> Fault {
         FaultCmd::RefusePost { count, status } => Fault::RefusePost { count, status },
         FaultCmd::RefuseOpen { count, status } => Fault::RefuseOpen { count, status },
         FaultCmd::RefuseGpadl { count, status } => Fault::RefuseGpadl { count, status },
-        FaultCmd::CorruptRing { device, side, field, value } => Fault::CorruptRing {
+        FaultCmd::CorruptRing {
+            device,
+            side,
+            field,
+            value,
+        } => Fault::CorruptRing {
             device,
             ring: match side {
                 Side::GuestToHost => RingSide::GuestToHost,
@@ -347,9 +354,19 @@ fn fault(cmd: FaultCmd) -> Fault {
             },
             value,
         },
-        FaultCmd::SendPacket { device, packet_type, hex, flags, transaction_id } => {
-            Fault::SendPacket { device, packet_type, flags, transaction_id, hex }
-        }
+        FaultCmd::SendPacket {
+            device,
+            packet_type,
+            hex,
+            flags,
+            transaction_id,
+        } => Fault::SendPacket {
+            device,
+            packet_type,
+            flags,
+            transaction_id,
+            hex,
+        },
         FaultCmd::SendRaw { device, hex } => Fault::SendRaw { device, hex },
         FaultCmd::SignalEvent { vp, flag } => Fault::SignalEvent { vp, flag },
         FaultCmd::Stall { device } => Fault::StallDevice { device, on: true },
@@ -380,12 +397,30 @@ fn command(cmd: Cmd) -> Result<Command, Error> {
         Cmd::Violations => Command::Violations,
         Cmd::Offer { device } => Command::Offer { device },
         Cmd::Rescind { device } => Command::Rescind { device },
-        Cmd::Wait { timeout, until: what } => Command::Wait { until: until(what), timeout_ms: ms(timeout) },
-        Cmd::Heartbeat { interval, burst, every } => Command::Heartbeat {
-            interval_ms: interval,
-            burst: burst.map(|count| Burst { count, every_ms: every }),
+        Cmd::Wait {
+            timeout,
+            until: what,
+        } => Command::Wait {
+            until: until(what),
+            timeout_ms: ms(timeout),
         },
-        Cmd::Shutdown { kind, force, reason, wait } => Command::Shutdown {
+        Cmd::Heartbeat {
+            interval,
+            burst,
+            every,
+        } => Command::Heartbeat {
+            interval_ms: interval,
+            burst: burst.map(|count| Burst {
+                count,
+                every_ms: every,
+            }),
+        },
+        Cmd::Shutdown {
+            kind,
+            force,
+            reason,
+            wait,
+        } => Command::Shutdown {
             kind: match kind {
                 Kind::PowerOff => ShutdownKind::PowerOff,
                 Kind::Reboot => ShutdownKind::Reboot,
@@ -397,9 +432,9 @@ fn command(cmd: Cmd) -> Result<Command, Error> {
         },
         Cmd::Timesync(t) => Command::Timesync {
             send: t.send.map(|kind| match kind {
-                Sample::Probe => SampleKind::Probe,
-                Sample::Sync => SampleKind::Sync,
-                Sample::Sample => SampleKind::Sample,
+                SampleArg::Probe => SampleKind::Probe,
+                SampleArg::Sync => SampleKind::Sync,
+                SampleArg::Sample => SampleKind::Sample,
             }),
             offset_ms: t.offset_ms,
             unix_ms: t.unix_ms,
@@ -412,18 +447,29 @@ fn command(cmd: Cmd) -> Result<Command, Error> {
         Cmd::Reset => Command::Reset,
         Cmd::PowerOff => Command::PowerOff,
         Cmd::Fault { fault: cmd } => Command::Fault { fault: fault(cmd) },
-        Cmd::Profile { what: Profile::Mark, .. } => Command::ProfileMark,
-        Cmd::Profile { what: Profile::Read, .. } => Command::ProfileRead,
+        Cmd::Profile {
+            what: Profile::Mark,
+            ..
+        } => Command::ProfileMark,
+        Cmd::Profile {
+            what: Profile::Read,
+            ..
+        } => Command::ProfileRead,
         Cmd::LogLevel { level } => Command::LogLevel { level },
         Cmd::Watch => Command::Watch,
-        Cmd::Raw { request } => serde_json::from_str(&request).map_err(|e| Error::Garbled(e.to_string()))?,
+        Cmd::Raw { request } => {
+            serde_json::from_str(&request).map_err(|e| Error::Garbled(e.to_string()))?
+        }
     })
 }
 
 fn run(cli: Cli) -> Result<(), Error> {
     let human = show::for_command(&cli.cmd);
     let symbols = match &cli.cmd {
-        Cmd::Profile { what: Profile::Read, kallsyms: Some(path) } => Some(symbols(path)?),
+        Cmd::Profile {
+            what: Profile::Read,
+            kallsyms: Some(path),
+        } => Some(symbols(path)?),
         _ => None,
     };
     let cmd = command(cli.cmd)?;
@@ -449,13 +495,18 @@ fn run(cli: Cli) -> Result<(), Error> {
 }
 
 fn symbols(path: &Path) -> Result<Symbols, Error> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::Refused(format!("{}: {e}", path.display())))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::Refused(format!("{}: {e}", path.display())))?;
     Symbols::parse(&text).map_err(|e| Error::Refused(format!("{}: {e}", path.display())))
 }
 
 fn report(symbols: &Symbols, answer: serde_json::Value) -> Result<String, Error> {
-    let counts: ProfileCounts = serde_json::from_value(answer).map_err(|e| Error::Garbled(e.to_string()))?;
-    Ok(symbols.report(&counts).map_err(|e| Error::Garbled(e.to_string()))?.to_string())
+    let counts: ProfileCounts =
+        serde_json::from_value(answer).map_err(|e| Error::Garbled(e.to_string()))?;
+    Ok(symbols
+        .report(&counts)
+        .map_err(|e| Error::Garbled(e.to_string()))?
+        .to_string())
 }
 
 fn main() -> ExitCode {
@@ -473,7 +524,9 @@ mod tests {
     use super::*;
 
     fn parse(args: &str) -> Command {
-        let args = ["hvctl", "--socket", "s"].into_iter().chain(args.split_whitespace());
+        let args = ["hvctl", "--socket", "s"]
+            .into_iter()
+            .chain(args.split_whitespace());
         command(Cli::try_parse_from(args).expect("parses").cmd).expect("is a command")
     }
 
@@ -487,15 +540,31 @@ mod tests {
     fn commands_become_requests() {
         assert_eq!(
             parse("wait --timeout 1.5 open heartbeat"),
-            Command::Wait { until: Until::ChannelOpen { device: "heartbeat".into() }, timeout_ms: 1500 }
+            Command::Wait {
+                until: Until::ChannelOpen {
+                    device: "heartbeat".into()
+                },
+                timeout_ms: 1500
+            }
         );
         assert_eq!(
             parse("shutdown hibernate --force --wait 0"),
-            Command::Shutdown { kind: ShutdownKind::Hibernate, force: true, reason: String::new(), wait_ms: None }
+            Command::Shutdown {
+                kind: ShutdownKind::Hibernate,
+                force: true,
+                reason: String::new(),
+                wait_ms: None
+            }
         );
         assert_eq!(
             parse("heartbeat --burst 100 --every 20"),
-            Command::Heartbeat { interval_ms: None, burst: Some(Burst { count: 100, every_ms: 20 }) }
+            Command::Heartbeat {
+                interval_ms: None,
+                burst: Some(Burst {
+                    count: 100,
+                    every_ms: 20
+                })
+            }
         );
         assert_eq!(
             parse("fault corrupt-ring timesync host-to-guest write 4294967295"),
@@ -508,14 +577,24 @@ mod tests {
                 }
             }
         );
-        assert!(matches!(parse("timesync --send sync --offset-ms -5000"), Command::Timesync { offset_ms: -5000, .. }));
+        assert!(matches!(
+            parse("timesync --send sync --offset-ms -5000"),
+            Command::Timesync {
+                offset_ms: -5000,
+                ..
+            }
+        ));
     }
 
     #[test]
     fn a_missing_socket_gives_one_clear_line() {
-        let cli = Cli::try_parse_from(["hvctl", "-s", "/nonexistent/socket", "status"]).expect("parses");
+        let cli =
+            Cli::try_parse_from(["hvctl", "-s", "/nonexistent/socket", "status"]).expect("parses");
         let text = run(cli).expect_err("no host").to_string();
-        assert!(text.starts_with("no host listens on /nonexistent/socket"), "{text}");
+        assert!(
+            text.starts_with("no host listens on /nonexistent/socket"),
+            "{text}"
+        );
         assert!(!text.contains('\n'));
     }
 }

@@ -56,9 +56,14 @@ impl Symbols {
         for (number, line) in kallsyms.lines().enumerate() {
             let mut words = line.split_whitespace();
             let fields = (words.next(), words.next(), words.next());
-            let (Some(address), Some(kind), Some(name)) = fields else { return Err(ProfileError::Line(number + 1)) };
-            let address = u64::from_str_radix(address, 16).map_err(|_| ProfileError::Line(number + 1))?;
-            let module = words.next().map_or(KERNEL, |word| word.trim_matches(['[', ']']));
+            let (Some(address), Some(kind), Some(name)) = fields else {
+                return Err(ProfileError::Line(number + 1));
+            };
+            let address =
+                u64::from_str_radix(address, 16).map_err(|_| ProfileError::Line(number + 1))?;
+            let module = words
+                .next()
+                .map_or(KERNEL, |word| word.trim_matches(['[', ']']));
             if !matches!(kind, "t" | "T" | "w" | "W") {
                 continue;
             }
@@ -75,8 +80,10 @@ impl Symbols {
         if functions.keys().all(|address| *address == 0) && !kallsyms.is_empty() {
             return Err(ProfileError::Hidden);
         }
-        let functions =
-            functions.into_iter().map(|(start, (_, name, module))| (start, demangle(name), module.to_owned())).collect();
+        let functions = functions
+            .into_iter()
+            .map(|(start, (_, name, module))| (start, demangle(name), module.to_owned()))
+            .collect();
         Ok(Self { functions })
     }
 
@@ -85,7 +92,11 @@ impl Symbols {
         if address >> 63 == 0 {
             return (USER, USER);
         }
-        match self.functions.partition_point(|(start, ..)| *start <= address).checked_sub(1) {
+        match self
+            .functions
+            .partition_point(|(start, ..)| *start <= address)
+            .checked_sub(1)
+        {
             Some(index) => (&self.functions[index].1, &self.functions[index].2),
             None => (UNKNOWN, UNKNOWN),
         }
@@ -96,12 +107,21 @@ impl Symbols {
     /// # Errors
     /// [`ProfileError::Address`].
     pub fn report(&self, counts: &ProfileCounts) -> Result<Report, ProfileError> {
-        let mut report = Report { total: counts.total, ..Report::default() };
+        let mut report = Report {
+            total: counts.total,
+            ..Report::default()
+        };
         for (text, count) in &counts.blocks {
-            let address = text.strip_prefix("0x").and_then(|hex| u64::from_str_radix(hex, 16).ok());
-            let (function, module) = self.at(address.ok_or_else(|| ProfileError::Address(text.clone()))?);
+            let address = text
+                .strip_prefix("0x")
+                .and_then(|hex| u64::from_str_radix(hex, 16).ok());
+            let (function, module) =
+                self.at(address.ok_or_else(|| ProfileError::Address(text.clone()))?);
             *report.modules.entry(module.to_owned()).or_default() += count;
-            *report.functions.entry((module.to_owned(), function.to_owned())).or_default() += count;
+            *report
+                .functions
+                .entry((module.to_owned(), function.to_owned()))
+                .or_default() += count;
         }
         Ok(report)
     }
@@ -131,7 +151,11 @@ impl Report {
 
     /// Instructions of all functions of that name, in whatever module.
     pub fn function(&self, name: &str) -> u64 {
-        self.functions.iter().filter(|((_, function), _)| function == name).map(|(_, count)| count).sum()
+        self.functions
+            .iter()
+            .filter(|((_, function), _)| function == name)
+            .map(|(_, count)| count)
+            .sum()
     }
 
     /// This report less another, for the difference of two runs.
@@ -149,7 +173,11 @@ impl Report {
 
     /// The `rows` most costly functions, with their modules.
     pub fn top(&self, rows: usize) -> Vec<(&str, &str, u64)> {
-        let mut list: Vec<_> = self.functions.iter().map(|((m, f), count)| (m.as_str(), f.as_str(), *count)).collect();
+        let mut list: Vec<_> = self
+            .functions
+            .iter()
+            .map(|((m, f), count)| (m.as_str(), f.as_str(), *count))
+            .collect();
         list.sort_by(|a, b| b.2.cmp(&a.2).then(a.cmp(b)));
         list.truncate(rows);
         list
@@ -165,7 +193,11 @@ impl fmt::Display for Report {
         for (module, count) in modules {
             writeln!(f, "{count:>14}  {module}")?;
         }
-        writeln!(f, "{:>14}  all\n\n{:>14}  function", self.total, "instructions")?;
+        writeln!(
+            f,
+            "{:>14}  all\n\n{:>14}  function",
+            self.total, "instructions"
+        )?;
         for (module, function, count) in self.top(40) {
             writeln!(f, "{count:>14}  {function} [{module}]")?;
         }
@@ -191,7 +223,10 @@ ffffffffc0300000 T storvsc_queue\t[hv_storvsc]
     fn counts(blocks: &[(u64, u64)]) -> ProfileCounts {
         ProfileCounts {
             total: blocks.iter().map(|(_, count)| count).sum(),
-            blocks: blocks.iter().map(|(address, count)| (format!("{address:#x}"), *count)).collect(),
+            blocks: blocks
+                .iter()
+                .map(|(address, count)| (format!("{address:#x}"), *count))
+                .collect(),
         }
     }
 
@@ -225,33 +260,75 @@ ffffffffc0300000 T storvsc_queue\t[hv_storvsc]
         ]);
         let report = symbols.report(&counts).unwrap();
         assert_eq!(report.modules.values().sum::<u64>(), counts.total);
-        assert_eq!((report.module("hv_vmbus_rs"), report.module(USER), report.module("none")), (24, 1000, 0));
+        assert_eq!(
+            (
+                report.module("hv_vmbus_rs"),
+                report.module(USER),
+                report.module("none")
+            ),
+            (24, 1000, 0)
+        );
         assert_eq!(report.function("do_two"), 12);
-        assert_eq!(report.top(2), [(USER, USER, 1000), ("hv_vmbus_rs", "mycrate::foo", 13)]);
+        assert_eq!(
+            report.top(2),
+            [(USER, USER, 1000), ("hv_vmbus_rs", "mycrate::foo", 13)]
+        );
         assert!(report.to_string().contains("            24  hv_vmbus_rs"));
     }
 
     #[test]
     fn differences_leave_out_what_is_equal() {
         let symbols = Symbols::parse(KALLSYMS).unwrap();
-        let report = |n| symbols.report(&counts(&[(0xffff_ffff_8100_0104, 5), (0xffff_ffff_c020_1004, n)])).unwrap();
+        let report = |n| {
+            symbols
+                .report(&counts(&[
+                    (0xffff_ffff_8100_0104, 5),
+                    (0xffff_ffff_c020_1004, n),
+                ]))
+                .unwrap()
+        };
         let difference = report(30).minus(&report(10));
-        assert_eq!(difference.into_iter().collect::<Vec<_>>(), [(("hv_vmbus_rs".into(), "vmbus_on_event".into()), 20)]);
+        assert_eq!(
+            difference.into_iter().collect::<Vec<_>>(),
+            [(("hv_vmbus_rs".into(), "vmbus_on_event".into()), 20)]
+        );
     }
 
     #[test]
     fn bad_input_is_named() {
-        assert_eq!(Symbols::parse("ffffffff81000000 T").unwrap_err(), ProfileError::Line(1));
-        assert_eq!(Symbols::parse("0 T a\nxyz T b").unwrap_err(), ProfileError::Line(2));
-        assert_eq!(Symbols::parse("0000000000000000 T _stext\n0000000000000000 t x").unwrap_err(), ProfileError::Hidden);
-        let odd = ProfileCounts { total: 1, blocks: vec![("81".into(), 1)] };
-        assert_eq!(Symbols::parse(KALLSYMS).unwrap().report(&odd), Err(ProfileError::Address("81".into())));
+        assert_eq!(
+            Symbols::parse("ffffffff81000000 T").unwrap_err(),
+            ProfileError::Line(1)
+        );
+        assert_eq!(
+            Symbols::parse("0 T a\nxyz T b").unwrap_err(),
+            ProfileError::Line(2)
+        );
+        assert_eq!(
+            Symbols::parse("0000000000000000 T _stext\n0000000000000000 t x").unwrap_err(),
+            ProfileError::Hidden
+        );
+        let odd = ProfileCounts {
+            total: 1,
+            blocks: vec![("81".into(), 1)],
+        };
+        assert_eq!(
+            Symbols::parse(KALLSYMS).unwrap().report(&odd),
+            Err(ProfileError::Address("81".into()))
+        );
     }
 
     #[test]
     fn the_answer_of_the_host_is_understood() {
         let json = r#"{"total":8,"blocks":[["0xffffffff81000104",8]]}"#;
         let counts: ProfileCounts = serde_json::from_str(json).unwrap();
-        assert_eq!(Symbols::parse(KALLSYMS).unwrap().report(&counts).unwrap().function("do_two"), 8);
+        assert_eq!(
+            Symbols::parse(KALLSYMS)
+                .unwrap()
+                .report(&counts)
+                .unwrap()
+                .function("do_two"),
+            8
+        );
     }
 }

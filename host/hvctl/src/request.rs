@@ -16,7 +16,11 @@ pub struct Request {
 
 /// What is asked. Devices are named by their name (`heartbeat`), or by instance GUID.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "cmd", rename_all = "kebab-case", rename_all_fields = "snake_case")]
+#[serde(
+    tag = "cmd",
+    rename_all = "kebab-case",
+    rename_all_fields = "snake_case"
+)]
 pub enum Command {
     /// Connection, version and guest facts. Answer: [`Status`](crate::Status).
     Status,
@@ -120,7 +124,11 @@ pub enum Command {
 
 /// What `wait` waits for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "for", rename_all = "kebab-case", rename_all_fields = "snake_case")]
+#[serde(
+    tag = "for",
+    rename_all = "kebab-case",
+    rename_all_fields = "snake_case"
+)]
 pub enum Until {
     /// A version is agreed, offers are requested and all are delivered.
     Connected,
@@ -195,7 +203,11 @@ pub enum SampleKind {
 
 /// Faults of the host that a guest must survive. Each acts once per call unless it says otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "fault", rename_all = "kebab-case", rename_all_fields = "snake_case")]
+#[serde(
+    tag = "fault",
+    rename_all = "kebab-case",
+    rename_all_fields = "snake_case"
+)]
 pub enum Fault {
     /// Drops a channel message to the guest.
     DropMessage {
@@ -330,36 +342,74 @@ mod tests {
         let table = [
             (r#"{"id":1,"cmd":"status"}"#, Command::Status),
             (r#"{"id":1,"cmd":"power-off"}"#, Command::PowerOff),
-            (r#"{"id":1,"cmd":"rescind","device":"heartbeat"}"#, Command::Rescind { device: "heartbeat".into() }),
+            (
+                r#"{"id":1,"cmd":"rescind","device":"heartbeat"}"#,
+                Command::Rescind {
+                    device: "heartbeat".into(),
+                },
+            ),
             (
                 r#"{"id":1,"cmd":"wait","for":"channel-open","device":"shutdown","timeout_ms":5}"#,
-                Command::Wait { until: Until::ChannelOpen { device: "shutdown".into() }, timeout_ms: 5 },
+                Command::Wait {
+                    until: Until::ChannelOpen {
+                        device: "shutdown".into(),
+                    },
+                    timeout_ms: 5,
+                },
             ),
             (
                 r#"{"id":1,"cmd":"heartbeat","burst":{"count":3,"every_ms":0}}"#,
-                Command::Heartbeat { interval_ms: None, burst: Some(Burst { count: 3, every_ms: 0 }) },
+                Command::Heartbeat {
+                    interval_ms: None,
+                    burst: Some(Burst {
+                        count: 3,
+                        every_ms: 0,
+                    }),
+                },
             ),
             (
                 r#"{"id":1,"cmd":"shutdown","kind":"hibernate"}"#,
-                Command::Shutdown { kind: ShutdownKind::Hibernate, force: false, reason: String::new(), wait_ms: None },
+                Command::Shutdown {
+                    kind: ShutdownKind::Hibernate,
+                    force: false,
+                    reason: String::new(),
+                    wait_ms: None,
+                },
             ),
             (
                 r#"{"id":1,"cmd":"fault","fault":"post-message","hex":"01"}"#,
-                Command::Fault { fault: Fault::PostMessage { hex: "01".into(), msg_type: 1, vp: 0 } },
+                Command::Fault {
+                    fault: Fault::PostMessage {
+                        hex: "01".into(),
+                        msg_type: 1,
+                        vp: 0,
+                    },
+                },
             ),
         ];
         for (json, cmd) in table {
-            let request: Request = serde_json::from_str(json).unwrap_or_else(|e| panic!("{json}: {e}"));
+            let request: Request =
+                serde_json::from_str(json).unwrap_or_else(|e| panic!("{json}: {e}"));
             assert_eq!(request, Request { id: 1, cmd }, "{json}");
             let again = serde_json::to_string(&request).expect("serialises");
-            assert_eq!(serde_json::from_str::<Request>(&again).expect("reads its own"), request);
+            assert_eq!(
+                serde_json::from_str::<Request>(&again).expect("reads its own"),
+                request
+            );
         }
     }
 
     #[test]
     fn nonsense_is_no_request() {
-        for json in ["", "1", "{}", r#"{"id":1}"#, r#"{"id":1,"cmd":"dance"}"#, r#"{"cmd":"status"}"#, r#"{"id":-1,"cmd":"status"}"#]
-        {
+        for json in [
+            "",
+            "1",
+            "{}",
+            r#"{"id":1}"#,
+            r#"{"id":1,"cmd":"dance"}"#,
+            r#"{"cmd":"status"}"#,
+            r#"{"id":-1,"cmd":"status"}"#,
+        ] {
             assert!(serde_json::from_str::<Request>(json).is_err(), "{json}");
         }
     }

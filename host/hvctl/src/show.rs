@@ -5,7 +5,10 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use hvctl::{ChannelInfo, Counters, Event, HeartbeatStatus, ShutdownReply, Status, TimesyncStatus, Violations};
+use hvctl::{
+    ChannelInfo, Counters, Event, HeartbeatStatus, ShutdownReply, Status, TimesyncStatus,
+    Violations,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -73,7 +76,11 @@ fn channels(list: &[ChannelInfo]) -> String {
         "device", "relid", "state", "vp", "agreed", "to guest", "to host", "intr", "signals"
     );
     for c in list {
-        let name = if c.subchannel == 0 { c.device.clone() } else { format!("{}.{}", c.device, c.subchannel) };
+        let name = if c.subchannel == 0 {
+            c.device.clone()
+        } else {
+            format!("{}.{}", c.device, c.subchannel)
+        };
         let number = |n: Option<u32>| n.map_or_else(|| "-".into(), |n| n.to_string());
         let state = format!("{:?}", c.state).to_lowercase();
         let _ = write!(
@@ -95,7 +102,11 @@ fn channels(list: &[ChannelInfo]) -> String {
 fn counters(c: Counters) -> String {
     let mut lines = Vec::new();
     for (group, map) in [("host", &c.host), ("partition", &c.partition)] {
-        lines.extend(map.iter().filter(|(_, v)| **v > 0).map(|(k, v)| format!("{group:<10} {k:<40} {v:>12}")));
+        lines.extend(
+            map.iter()
+                .filter(|(_, v)| **v > 0)
+                .map(|(k, v)| format!("{group:<10} {k:<40} {v:>12}")),
+        );
     }
     for (name, counters) in &c.channels {
         if let Ok(Value::Object(map)) = serde_json::to_value(counters) {
@@ -110,7 +121,10 @@ fn counters(c: Counters) -> String {
 }
 
 fn violations(v: Violations) -> String {
-    let mut out = format!("{} violations, {} unneeded signals", v.count, v.unneeded_signals);
+    let mut out = format!(
+        "{} violations, {} unneeded signals",
+        v.count, v.unneeded_signals
+    );
     for text in v.texts {
         let _ = write!(out, "\n  {text}");
     }
@@ -154,8 +168,13 @@ fn shutdown(r: ShutdownReply) -> String {
 
 /// One event.
 pub(crate) fn event(event: &Event) -> String {
-    let Ok(Value::Object(mut map)) = serde_json::to_value(event) else { return format!("{event:?}") };
-    let name = map.remove("event").and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    let Ok(Value::Object(mut map)) = serde_json::to_value(event) else {
+        return format!("{event:?}");
+    };
+    let name = map
+        .remove("event")
+        .and_then(|v| v.as_str().map(str::to_owned))
+        .unwrap_or_default();
     let mut out = format!("{name:<18}");
     for (key, value) in map {
         match value {

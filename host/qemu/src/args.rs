@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 
-//! The plugin's arguments: `-plugin libhv_host_qemu.so,control=PATH,vmbus=X.Y,log=FILE,profile=on`.
+//! The plugin's arguments: `-plugin libhv_host_qemu.so,control=PATH,vmbus=X.Y,devices=LIST,log=FILE,profile=on`.
 
 use std::path::PathBuf;
 
-use hv_vmbus_host::HostConfig;
+use hv_vmbus_host::{DeviceConfig, HostConfig};
 
 /// Parsed arguments.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct Args {
     pub log: Option<PathBuf>,
     /// Count guest instructions.
     pub profile: bool,
+    /// Devices to offer; none: heartbeat, shutdown, timesync.
+    pub devices: Option<Vec<DeviceConfig>>,
 }
 
 impl Args {
@@ -34,6 +36,7 @@ impl Args {
             match name {
                 "control" => args.control = Some(value.into()),
                 "log" => args.log = Some(value.into()),
+                "devices" => args.devices = Some(HostConfig::parse_devices(value)?),
                 "vmbus" => args.vmbus = Some(HostConfig::parse_version(value)?),
                 "profile" => {
                     args.profile = match value {
@@ -42,7 +45,7 @@ impl Args {
                         _ => return Err(format!("profile={value}: expected on or off")),
                     }
                 }
-                _ => return Err(format!("unknown argument '{name}': expected control=PATH, vmbus=X.Y, log=FILE or profile=on")),
+                _ => return Err(format!("unknown argument '{name}': expected control=PATH, vmbus=X.Y, devices=LIST, log=FILE or profile=on")),
             }
         }
         Ok(args)
@@ -58,8 +61,11 @@ mod tests {
         let args = Args::parse(["control=/tmp/c", "vmbus=5.3", "log=l", "profile=on"]).unwrap();
         assert_eq!(
             args,
-            Args { control: Some("/tmp/c".into()), vmbus: Some(5 << 16 | 3), log: Some("l".into()), profile: true }
+            Args { control: Some("/tmp/c".into()), vmbus: Some(5 << 16 | 3), log: Some("l".into()), profile: true, devices: None }
         );
+        let devices = Args::parse(["devices=heartbeat:max=1.0+timesync"]).unwrap().devices.unwrap();
+        assert_eq!(devices[0].args, [("max".to_owned(), "1.0".to_owned())]);
+        assert_eq!(devices[1].name, "timesync");
         assert_eq!(Args::parse([]).unwrap(), Args::default());
     }
 
@@ -71,6 +77,7 @@ mod tests {
             ("control=", "value is empty"),
             ("vmbus=3.0", "4.0"),
             ("vmbus=six", "six"),
+            ("devices=heartbeat:max", "key=value"),
             ("profile=maybe", "expected on or off"),
         ] {
             let error = Args::parse([word]).unwrap_err();

@@ -209,8 +209,8 @@ fn start(plugin: &'static Plugin) -> Result<Host, String> {
         HostConfig {
             max_version: plugin.args.vmbus.unwrap_or(defaults.max_version),
             control: plugin.args.control.clone(),
+            devices: plugin.args.devices.clone().unwrap_or(defaults.devices),
             set_log_level: plugin.set_log_level.lock().take(),
-            ..defaults
         },
         hypervisor.clone(),
         machine,

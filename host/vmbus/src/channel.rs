@@ -47,6 +47,10 @@ pub(crate) struct OpenChannel {
     broken: bool,
     /// Space that a sender waits for, who was told [`SendError::Full`].
     wanted: Option<u32>,
+    /// The guest has not been told yet that the channel is open: signals wait.
+    corked: bool,
+    /// A signal waits.
+    signal_waits: bool,
     /// Signals that the guest may rightly have sent and that did not arrive yet.
     signal_credit: u32,
     /// Signals of the present turn that no packet explained yet.
@@ -56,12 +60,15 @@ pub(crate) struct OpenChannel {
 impl OpenChannel {
     /// Maps the rings.
     pub(crate) fn new(ram: GuestRam, params: &OpenParams) -> Result<Self, String> {
-        let [range] = &params.pages[..] else { return Err("ring GPADL has several ranges".into()) };
+        let [range] = &params.pages[..] else {
+            return Err("ring GPADL has several ranges".into());
+        };
         let (first, second) = range
             .pfns
             .split_at_checked(params.ring_offset_pages as usize)
             .ok_or("ring offset beyond the GPADL")?;
-        let input = RingPages::new(ram.clone(), first).ok_or("guest-to-host ring has no data pages")?;
+        let input =
+            RingPages::new(ram.clone(), first).ok_or("guest-to-host ring has no data pages")?;
         let output = RingPages::new(ram, second).ok_or("host-to-guest ring has no data pages")?;
         Ok(Self {
             relid: Relid(u32::from(params.event_flag)),
@@ -72,6 +79,8 @@ impl OpenChannel {
             output: Producer::attach(output).map_err(|e| format!("host-to-guest ring: {e}"))?,
             broken: false,
             wanted: None,
+            corked: true,
+            signal_waits: false,
             signal_credit: 0,
             unexplained: 0,
         })
@@ -119,7 +128,9 @@ impl Channel {
 
     /// Data bytes of both rings, guest to host first.
     pub(crate) fn ring_sizes(&self) -> Option<(u32, u32)> {
-        self.open.as_ref().map(|o| (o.input.size(), o.output.size()))
+        self.open
+            .as_ref()
+            .map(|o| (o.input.size(), o.output.size()))
     }
 
     pub(crate) fn counters(&self) -> ChannelCounters {
@@ -137,6 +148,17 @@ impl Channel {
     pub(crate) fn retarget(&mut self, vp: Option<VpIndex>) {
         if let Some(open) = &mut self.open {
             open.target_vp = vp;
+        }
+    }
+
+    /// The guest has been told that the channel is open: signals that waited are sent. Linux reckons with none
+    /// before (`channel_mgmt.c`, `vmbus_channel_map_relid`).
+    pub(crate) fn uncork(&mut self, partition: &dyn Partition) {
+        if let Some(open) = &mut self.open {
+            open.corked = false;
+            if std::mem::take(&mut open.signal_waits) {
+                signal(open, &mut self.counters, partition);
+            }
         }
     }
 
@@ -159,8 +181,14 @@ impl Channel {
     }
 
     /// The next packet, copied to `buf`.
-    pub(crate) fn receive<'b>(&mut self, partition: &dyn Partition, buf: &'b mut Vec<u8>) -> Received<'b> {
-        let Some(open) = self.open.as_mut().filter(|o| !o.broken) else { return Received::Nothing };
+    pub(crate) fn receive<'b>(
+        &mut self,
+        partition: &dyn Partition,
+        buf: &'b mut Vec<u8>,
+    ) -> Received<'b> {
+        let Some(open) = self.open.as_mut().filter(|o| !o.broken) else {
+            return Received::Nothing;
+        };
         loop {
             match open.input.peek() {
                 Ok(incoming) => {
@@ -215,9 +243,13 @@ impl Channel {
 
     /// Ends reading; whether a device that found the ring full may try again.
     pub(crate) fn end_service(&mut self) -> bool {
-        let Some(open) = &mut self.open else { return false };
+        let Some(open) = &mut self.open else {
+            return false;
+        };
         self.counters.unneeded_signals += u64::from(std::mem::take(&mut open.unexplained));
-        let Some(wanted) = open.wanted.filter(|_| !open.broken) else { return false };
+        let Some(wanted) = open.wanted.filter(|_| !open.broken) else {
+            return false;
+        };
         let room = open.output.free().is_ok_and(|free| free >= wanted);
         if room {
             open.wanted = None;
@@ -276,7 +308,11 @@ impl Channel {
 
     /// Fault injection: bytes as they are, in place of a packet. What the host sends later on this channel
     /// overwrites them.
-    pub(crate) fn send_raw(&mut self, partition: &dyn Partition, bytes: &[u8]) -> Result<(), String> {
+    pub(crate) fn send_raw(
+        &mut self,
+        partition: &dyn Partition,
+        bytes: &[u8],
+    ) -> Result<(), String> {
         let open = self.open.as_mut().ok_or("channel is not open")?;
         let free = open.output.free().map_err(|e| e.to_string())?;
         let mut bytes = bytes.to_vec();
@@ -287,7 +323,10 @@ impl Channel {
         let at = open.output.write_index();
         let memory = open.output.memory();
         memory.write(at, &bytes);
-        memory.store_and_fence(ControlWord::WriteIndex, (at + bytes.len() as u32) % memory.data_size());
+        memory.store_and_fence(
+            ControlWord::WriteIndex,
+            (at + bytes.len() as u32) % memory.data_size(),
+        );
         signal(open, &mut self.counters, partition);
         Ok(())
     }
@@ -317,7 +356,11 @@ impl Channel {
     }
 }
 
-fn signal(open: &OpenChannel, counters: &mut ChannelCounters, partition: &dyn Partition) {
+fn signal(open: &mut OpenChannel, counters: &mut ChannelCounters, partition: &dyn Partition) {
+    if open.corked {
+        open.signal_waits = true;
+        return;
+    }
     let Some(vp) = open.target_vp else { return };
     match partition.signal_event(vp, VMBUS_SINT, open.event_flag) {
         Ok(true) => counters.interrupts += 1,

@@ -118,7 +118,9 @@ pub struct Waker {
 impl Waker {
     /// Has [`Device::poll`] called soon. Any thread.
     pub fn wake(&self) {
-        self.inbox.push(Input::Wake { device: self.device });
+        self.inbox.push(Input::Wake {
+            device: self.device,
+        });
     }
 }
 
@@ -162,7 +164,8 @@ impl DeviceIo<'_> {
     }
 
     fn channel(&mut self, index: u16) -> Option<&mut Channel> {
-        self.channels.get_mut(self.offers.get(usize::from(index))?.0)
+        self.channels
+            .get_mut(self.offers.get(usize::from(index))?.0)
     }
 
     /// Whether the channel is open.
@@ -218,6 +221,9 @@ impl DeviceIo<'_> {
 
     /// For the device's own threads.
     pub fn waker(&self) -> Waker {
-        Waker { inbox: self.inbox.clone(), device: self.device }
+        Waker {
+            inbox: self.inbox.clone(),
+            device: self.device,
+        }
     }
 }

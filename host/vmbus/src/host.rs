@@ -30,7 +30,10 @@ pub struct DeviceConfig {
 impl DeviceConfig {
     /// A device without arguments.
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), args: Vec::new() }
+        Self {
+            name: name.into(),
+            args: Vec::new(),
+        }
     }
 }
 
@@ -51,7 +54,9 @@ impl Default for HostConfig {
         Self {
             max_version: 6 << 16,
             control: None,
-            devices: ["heartbeat", "shutdown", "timesync"].map(DeviceConfig::new).into(),
+            devices: ["heartbeat", "shutdown", "timesync"]
+                .map(DeviceConfig::new)
+                .into(),
             set_log_level: None,
         }
     }
@@ -66,10 +71,44 @@ impl HostConfig {
         match text.parse::<VmbusVersion>() {
             Ok(version) if version.is_supported() => Ok(version.0),
             _ => {
-                let known: Vec<String> = VmbusVersion::SUPPORTED.iter().map(ToString::to_string).collect();
-                Err(format!("VMBus version {text:?} is not one of {}", known.join(", ")))
+                let known: Vec<String> = VmbusVersion::SUPPORTED
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect();
+                Err(format!(
+                    "VMBus version {text:?} is not one of {}",
+                    known.join(", ")
+                ))
             }
         }
+    }
+}
+
+impl HostConfig {
+    /// Reads a list of devices: `NAME[:KEY=VALUE…]` joined by `+`, such as `heartbeat:max=1.0:monitor=on+timesync`.
+    ///
+    /// # Errors
+    /// A sentence that names what cannot be read. Names and arguments are checked by [`Host::start`].
+    pub fn parse_devices(text: &str) -> Result<Vec<DeviceConfig>, String> {
+        text.split('+')
+            .map(|device| {
+                let mut words = device.split(':');
+                let name = words
+                    .next()
+                    .filter(|n| !n.is_empty())
+                    .ok_or("device without a name")?;
+                let args = words.map(|word| {
+                    let (key, value) = word
+                        .split_once('=')
+                        .ok_or_else(|| format!("device {name}: '{word}' is not key=value"))?;
+                    Ok((key.to_owned(), value.to_owned()))
+                });
+                Ok(DeviceConfig {
+                    name: name.into(),
+                    args: args.collect::<Result<_, String>>()?,
+                })
+            })
+            .collect()
     }
 }
 
@@ -114,7 +153,11 @@ impl Host {
         partition: Arc<dyn Partition>,
         machine: Arc<dyn Machine>,
     ) -> Result<Self, StartError> {
-        let devices = config.devices.iter().map(devices::make).collect::<Result<Vec<_>, _>>()?;
+        let devices = config
+            .devices
+            .iter()
+            .map(devices::make)
+            .collect::<Result<Vec<_>, _>>()?;
         let inbox = Arc::new(Inbox::new());
         let mut engine = Engine::new(
             VmbusVersion(config.max_version),
@@ -123,20 +166,28 @@ impl Host {
             inbox.clone(),
             config.set_log_level,
         );
-        devices.into_iter().for_each(|device| engine.add_device(device));
+        devices
+            .into_iter()
+            .for_each(|device| engine.add_device(device));
         let control = match &config.control {
             None => None,
-            Some(path) => Some(
-                ControlServer::start(path, inbox.clone())
-                    .map_err(|source| StartError::Control { path: path.clone(), source })?,
-            ),
+            Some(path) => Some(ControlServer::start(path, inbox.clone()).map_err(|source| {
+                StartError::Control {
+                    path: path.clone(),
+                    source,
+                }
+            })?),
         };
         let for_worker = inbox.clone();
         let worker = std::thread::Builder::new()
             .name("hv-vmbus".into())
             .spawn(move || work(engine, &for_worker))
             .map_err(StartError::Thread)?;
-        Ok(Self { inbox, worker: Some(worker), _control: control })
+        Ok(Self {
+            inbox,
+            worker: Some(worker),
+            _control: control,
+        })
     }
 
     /// What the hypervisor half calls with the guest's messages and signals.
@@ -168,5 +219,34 @@ fn work(mut engine: Engine, inbox: &Inbox) {
             engine.signal(relid, count, now);
         }
         engine.tick(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_and_devices_are_read_or_refused() {
+        assert_eq!(HostConfig::parse_version("5.3"), Ok(0x5_0003));
+        for bad in ["", "3.0", "7.0", "5", "six"] {
+            assert!(
+                HostConfig::parse_version(bad).unwrap_err().contains("4.0"),
+                "{bad}"
+            );
+        }
+        let devices = HostConfig::parse_devices("heartbeat:max=1.0:monitor=on+timesync").unwrap();
+        assert_eq!(devices[0].name, "heartbeat");
+        assert_eq!(
+            devices[0].args,
+            [
+                ("max".into(), "1.0".into()),
+                ("monitor".into(), "on".into())
+            ]
+        );
+        assert_eq!(devices[1], DeviceConfig::new("timesync"));
+        for bad in ["", "+", "heartbeat:", "heartbeat:max", ":max=1"] {
+            assert!(HostConfig::parse_devices(bad).is_err(), "{bad}");
+        }
     }
 }

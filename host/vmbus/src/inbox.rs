@@ -40,7 +40,11 @@ pub(crate) enum Input {
     /// The guest reported a crash.
     Crash,
     /// A control connection asks.
-    Control { client: Client, id: u64, cmd: Command },
+    Control {
+        client: Client,
+        id: u64,
+        cmd: Command,
+    },
     /// A device's own thread has something for its device.
     Wake { device: usize },
 }
@@ -68,8 +72,16 @@ impl Client {
     /// Answers request `id`. A client that does not read its answers loses them.
     pub(crate) fn reply(&self, id: u64, result: Result<serde_json::Value, String>) {
         let reply = match result {
-            Ok(value) => Reply { id, ok: Some(value), err: None },
-            Err(text) => Reply { id, ok: None, err: Some(text) },
+            Ok(value) => Reply {
+                id,
+                ok: Some(value),
+                err: None,
+            },
+            Err(text) => Reply {
+                id,
+                ok: None,
+                err: Some(text),
+            },
         };
         if let Ok(mut line) = serde_json::to_string(&reply) {
             line.push('\n');
@@ -115,8 +127,14 @@ pub(crate) struct Inbox {
 
 impl Inbox {
     pub(crate) fn new() -> Self {
-        let state = State { signals: vec![None; MAX_CHANNELS as usize], ..State::default() };
-        Self { state: Mutex::new(state), wake: Condvar::new() }
+        let state = State {
+            signals: vec![None; MAX_CHANNELS as usize],
+            ..State::default()
+        };
+        Self {
+            state: Mutex::new(state),
+            wake: Condvar::new(),
+        }
     }
 
     pub(crate) fn push(&self, input: Input) {
@@ -162,7 +180,11 @@ impl Inbox {
             }
         }
         state.posts = 0;
-        let mut taken = Taken { inputs: std::mem::take(&mut state.inputs), signals: Vec::new(), stop: state.stop };
+        let mut taken = Taken {
+            inputs: std::mem::take(&mut state.inputs),
+            signals: Vec::new(),
+            stop: state.stop,
+        };
         for relid in std::mem::take(&mut state.signalled) {
             if let Some(Some(count)) = state.signals.get_mut(relid.0 as usize) {
                 taken.signals.push((relid, std::mem::take(count)));
@@ -173,7 +195,13 @@ impl Inbox {
 }
 
 impl HypercallSink for Inbox {
-    fn post_message(&self, _vp: VpIndex, connection_id: u32, msg_type: u32, payload: &[u8]) -> HvStatus {
+    fn post_message(
+        &self,
+        _vp: VpIndex,
+        connection_id: u32,
+        msg_type: u32,
+        payload: &[u8],
+    ) -> HvStatus {
         if connection_id != MESSAGE_CONNECTION_ID && connection_id != MESSAGE_CONNECTION_ID_4 {
             return HV_STATUS_INVALID_CONNECTION_ID;
         }
@@ -186,7 +214,11 @@ impl HypercallSink for Inbox {
             return HV_STATUS_INSUFFICIENT_BUFFERS;
         }
         state.posts += 1;
-        state.inputs.push_back(Input::Post(GuestPost { connection_id, msg_type, payload: payload.to_vec() }));
+        state.inputs.push_back(Input::Post(GuestPost {
+            connection_id,
+            msg_type,
+            payload: payload.to_vec(),
+        }));
         drop(state);
         self.wake.notify_one();
         HV_STATUS_SUCCESS
@@ -237,7 +269,11 @@ mod tests {
         assert_eq!(inbox.post_message(VP, 1, 1, &[1]), HV_STATUS_SUCCESS);
         assert_eq!(inbox.post_message(VP, 4, 1, &[2]), HV_STATUS_SUCCESS);
         for id in [0, 2, 3, 5, 0x80_0074, 0x2001] {
-            assert_eq!(inbox.post_message(VP, id, 1, &[]), HV_STATUS_INVALID_CONNECTION_ID, "connection {id:#x}");
+            assert_eq!(
+                inbox.post_message(VP, id, 1, &[]),
+                HV_STATUS_INVALID_CONNECTION_ID,
+                "connection {id:#x}"
+            );
         }
         assert_eq!(inbox.take(now()).inputs.len(), 2);
     }
@@ -245,7 +281,9 @@ mod tests {
     #[test]
     fn a_flood_of_messages_is_refused_until_the_worker_has_taken_some() {
         let inbox = Inbox::new();
-        let accepted = (0..MAX_MESSAGES * 2).filter(|_| inbox.post_message(VP, 1, 1, &[0; 240]) == 0).count();
+        let accepted = (0..MAX_MESSAGES * 2)
+            .filter(|_| inbox.post_message(VP, 1, 1, &[0; 240]) == 0)
+            .count();
         assert_eq!(accepted, MAX_MESSAGES);
         inbox.take(now());
         assert_eq!(inbox.post_message(VP, 1, 1, &[]), HV_STATUS_SUCCESS);
@@ -254,12 +292,21 @@ mod tests {
     #[test]
     fn signals_are_counted_for_open_channels_and_refused_for_others() {
         let inbox = Inbox::new();
-        assert_eq!(inbox.signal_event(VP, 0x2005, 0), HV_STATUS_INVALID_CONNECTION_ID);
+        assert_eq!(
+            inbox.signal_event(VP, 0x2005, 0),
+            HV_STATUS_INVALID_CONNECTION_ID
+        );
         inbox.open(Relid(5));
         assert_eq!(inbox.signal_event(VP, 0x2005, 0), HV_STATUS_SUCCESS);
         assert_eq!(inbox.signal_event(VP, 0x2005, 0), HV_STATUS_SUCCESS);
-        assert_eq!(inbox.signal_event(VP, 0x2005, 1), HV_STATUS_INVALID_CONNECTION_ID);
-        assert_eq!(inbox.signal_event(VP, 5, 0), HV_STATUS_INVALID_CONNECTION_ID);
+        assert_eq!(
+            inbox.signal_event(VP, 0x2005, 1),
+            HV_STATUS_INVALID_CONNECTION_ID
+        );
+        assert_eq!(
+            inbox.signal_event(VP, 5, 0),
+            HV_STATUS_INVALID_CONNECTION_ID
+        );
         assert_eq!(inbox.take(now()).signals, [(Relid(5), 2)]);
         assert!(inbox.take(now()).signals.is_empty());
         inbox.signal_event(VP, 0x2005, 0);
@@ -272,7 +319,10 @@ mod tests {
     fn refused_posts_are_not_taken() {
         let inbox = Inbox::new();
         inbox.refuse_posts(1, HV_STATUS_INSUFFICIENT_BUFFERS);
-        assert_eq!(inbox.post_message(VP, 1, 1, &[]), HV_STATUS_INSUFFICIENT_BUFFERS);
+        assert_eq!(
+            inbox.post_message(VP, 1, 1, &[]),
+            HV_STATUS_INSUFFICIENT_BUFFERS
+        );
         assert_eq!(inbox.post_message(VP, 1, 1, &[]), HV_STATUS_SUCCESS);
         assert_eq!(inbox.take(now()).inputs.len(), 1);
     }

@@ -21,6 +21,8 @@ mod host;
 mod inbox;
 mod ring;
 pub mod server;
+#[cfg(test)]
+mod testing;
 
 pub use channel::SendError;
 pub use host::{DeviceConfig, Host, HostConfig, LogLevelSetter, StartError};

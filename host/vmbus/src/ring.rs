@@ -25,7 +25,11 @@ impl RingPages {
         if data.is_empty() || data.len() > (vmbus_proto::ring::MAX_DATA_SIZE / PAGE) as usize {
             return None;
         }
-        Some(Self { ram, control: gpa(control)?, data: data.iter().map(gpa).collect::<Option<_>>()? })
+        Some(Self {
+            ram,
+            control: gpa(control)?,
+            data: data.iter().map(gpa).collect::<Option<_>>()?,
+        })
     }
 
     /// The run of `len` bytes from `start` on, piece by piece: guest-physical address and length.
@@ -55,19 +59,27 @@ impl RingMemory for RingPages {
     }
 
     fn load(&self, word: ControlWord) -> u32 {
-        self.ram.load_u32(self.word(word), Ordering::Relaxed).unwrap_or(0)
+        self.ram
+            .load_u32(self.word(word), Ordering::Relaxed)
+            .unwrap_or(0)
     }
 
     fn load_acquire(&self, word: ControlWord) -> u32 {
-        self.ram.load_u32(self.word(word), Ordering::Acquire).unwrap_or(0)
+        self.ram
+            .load_u32(self.word(word), Ordering::Acquire)
+            .unwrap_or(0)
     }
 
     fn store(&self, word: ControlWord, value: u32) {
-        let _ = self.ram.store_u32(self.word(word), value, Ordering::Relaxed);
+        let _ = self
+            .ram
+            .store_u32(self.word(word), value, Ordering::Relaxed);
     }
 
     fn store_release(&self, word: ControlWord, value: u32) {
-        let _ = self.ram.store_u32(self.word(word), value, Ordering::Release);
+        let _ = self
+            .ram
+            .store_u32(self.word(word), value, Ordering::Release);
     }
 
     fn full_barrier(&self) {

@@ -12,12 +12,14 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use hv_partition::GuestRam;
 use hv_vmbus_host::server::{Action as Todo, OfferId, OfferSpec, Server};
 use proptest::prelude::*;
-use vmbus_proto::channel::{self, judge_offer, same_device, Channel, OfferPolicy, OpenRequest, State, Verdict};
+use vmbus_proto::channel::{
+    self, judge_offer, same_device, Channel, OfferPolicy, OpenRequest, State, Verdict,
+};
 use vmbus_proto::connection::{Action, Config, Connection, Post};
 use vmbus_proto::gpadl::GpadlMessages;
 use vmbus_proto::msg::{
-    ChannelMessage, GpadlId, HostMessage, MessageBuffer, OfferChannel, OfferFlags, Relid, Status, USER_DATA_SIZE,
-    VMBUS_MESSAGE_TYPE,
+    ChannelMessage, GpadlId, HostMessage, MessageBuffer, OfferChannel, OfferFlags, Relid, Status,
+    USER_DATA_SIZE, VMBUS_MESSAGE_TYPE,
 };
 use vmbus_proto::tlfs::hypercall::ConnectionId;
 use vmbus_proto::{FeatureFlags, Guid, VmbusVersion};
@@ -94,8 +96,15 @@ impl World {
 
     /// The client posts a message about a channel.
     fn post(&mut self, message: MessageBuffer) {
-        let connection_id = self.connection.negotiated().expect("connected").connection_id;
-        self.to_host.push_back(Post { connection_id, message });
+        let connection_id = self
+            .connection
+            .negotiated()
+            .expect("connected")
+            .connection_id;
+        self.to_host.push_back(Post {
+            connection_id,
+            message,
+        });
     }
 
     fn post_message<M: ChannelMessage>(&mut self, message: &M) {
@@ -104,8 +113,14 @@ impl World {
 
     /// The server takes the oldest message.
     fn host_step(&mut self) -> bool {
-        let Some(post) = self.to_host.pop_front() else { return false };
-        self.server.on_guest_message(post.connection_id.0, VMBUS_MESSAGE_TYPE, post.message.as_bytes());
+        let Some(post) = self.to_host.pop_front() else {
+            return false;
+        };
+        self.server.on_guest_message(
+            post.connection_id.0,
+            VMBUS_MESSAGE_TYPE,
+            post.message.as_bytes(),
+        );
         self.host_settle();
         true
     }
@@ -136,7 +151,9 @@ impl World {
 
     /// The client takes the oldest message.
     fn guest_step(&mut self) -> bool {
-        let Some(message) = self.to_guest.pop_front() else { return false };
+        let Some(message) = self.to_guest.pop_front() else {
+            return false;
+        };
         let message = HostMessage::parse(message.as_bytes()).expect("the server sends what parses");
         match self.connection.on_message(&message) {
             Action::Post(post) => self.to_host.push_back(post),
@@ -148,7 +165,9 @@ impl World {
             Action::OffersDelivered | Action::Late => {}
             Action::Unloaded => self.channels.iter_mut().for_each(Channel::detach),
             Action::Channel => self.channel_message(&message),
-            other @ (Action::Failed(_) | Action::Unexpected(_)) => panic!("{other:?} on {message:?}"),
+            other @ (Action::Failed(_) | Action::Unexpected(_)) => {
+                panic!("{other:?} on {message:?}")
+            }
         }
         true
     }
@@ -160,7 +179,9 @@ impl World {
         for channel in &mut self.channels {
             match channel.on_message(message) {
                 channel::Action::NotMine => continue,
-                channel::Action::Unexpected(t) => panic!("unexpected {t:?} in {:?}", channel.state()),
+                channel::Action::Unexpected(t) => {
+                    panic!("unexpected {t:?} in {:?}", channel.state())
+                }
                 channel::Action::Opened => self.opened += 1,
                 _ => {}
             }
@@ -172,7 +193,10 @@ impl World {
             HostMessage::GpadlCreated(m) => self.released.contains(&m.relid),
             HostMessage::OpenChannelResult(m) => self.released.contains(&m.relid),
             HostMessage::ModifyChannelResponse(m) => self.released.contains(&m.relid),
-            HostMessage::GpadlTorndown(m) => self.unshared.get(&m.gpadl).is_some_and(|r| self.released.contains(r)),
+            HostMessage::GpadlTorndown(m) => self
+                .unshared
+                .get(&m.gpadl)
+                .is_some_and(|r| self.released.contains(r)),
             _ => false,
         };
         assert!(crossed, "for no channel: {message:?}");
@@ -187,11 +211,19 @@ impl World {
         self.channels.retain(|c| c.state() != State::Released);
         self.released.remove(&offer.relid);
         let in_use = self.channels.iter().any(|c| c.relid() == Some(offer.relid));
-        let primary = self.channels.iter_mut().find(|c| !c.offer().is_subchannel() && same_device(c.offer(), offer));
+        let primary = self
+            .channels
+            .iter_mut()
+            .find(|c| !c.offer().is_subchannel() && same_device(c.offer(), offer));
         let state = primary.as_ref().map(|c| c.state());
         match judge_offer(offer, policy, in_use, state) {
-            Ok(Verdict::Primary | Verdict::Subchannel) => self.channels.push(Channel::new(*offer, policy.version)),
-            Ok(Verdict::Again) => primary.expect("judged so").offered_again(*offer).expect("detached"),
+            Ok(Verdict::Primary | Verdict::Subchannel) => {
+                self.channels.push(Channel::new(*offer, policy.version))
+            }
+            Ok(Verdict::Again) => primary
+                .expect("judged so")
+                .offered_again(*offer)
+                .expect("detached"),
             other => panic!("{other:?} for {offer:?} with {state:?}"),
         }
     }
@@ -211,8 +243,14 @@ impl World {
                 channel.share_ring(GpadlId(id)).expect("offered");
                 // Two rings; now and then so many pages that a body follows.
                 let pages = if choice & 4 == 0 { 6 } else { 40 };
-                let messages =
-                    GpadlMessages::new(relid, GpadlId(id), 0, pages * 4096, (4..4 + pages).map(u64::from)).expect("fits");
+                let messages = GpadlMessages::new(
+                    relid,
+                    GpadlId(id),
+                    0,
+                    pages * 4096,
+                    (4..4 + pages).map(u64::from),
+                )
+                .expect("fits");
                 messages.for_each(|message| self.post(message));
             }
             // A channel that we do not want. (Not a primary: its subchannels would be orphans.)
@@ -222,8 +260,12 @@ impl World {
                 self.post_message(&message);
             }
             (State::RingShared(_), 0 | 1) => {
-                let request =
-                    OpenRequest { open_id: id, target_vp: 2, downstream_page_offset: 3, user_data: [0; USER_DATA_SIZE] };
+                let request = OpenRequest {
+                    open_id: id,
+                    target_vp: 2,
+                    downstream_page_offset: 3,
+                    user_data: [0; USER_DATA_SIZE],
+                };
                 let message = channel.open(&request).expect("shared");
                 self.post_message(&message);
             }
@@ -289,7 +331,9 @@ impl World {
     /// Rings that the client thinks are its own again, the server must not use.
     fn check_memory(&self) {
         for channel in &self.channels {
-            let Some(relid) = channel.relid() else { continue };
+            let Some(relid) = channel.relid() else {
+                continue;
+            };
             if channel.state().host_may_use_ring() {
                 continue;
             }
@@ -324,7 +368,10 @@ fn each_pair_of_versions() {
             let negotiated = world.connection.negotiated().expect("connected");
             assert_eq!(negotiated.version, server.min(client));
             let by_message = negotiated.version.has_message_connection_id();
-            assert_eq!(negotiated.connection_id, ConnectionId(if by_message { 4 } else { 1 }));
+            assert_eq!(
+                negotiated.connection_id,
+                ConnectionId(if by_message { 4 } else { 1 })
+            );
             assert_eq!(world.channels.len(), 2);
             for _ in 0..2 {
                 for index in 0..2 {
@@ -334,15 +381,25 @@ fn each_pair_of_versions() {
             }
             assert_eq!(world.opened, 2);
             assert!(world.server.is_open(OfferId(0)) && world.server.is_open(OfferId(1)));
-            assert_eq!(world.channel_step(0, 1), negotiated.version >= VmbusVersion::V4_1);
+            assert_eq!(
+                world.channel_step(0, 1),
+                negotiated.version >= VmbusVersion::V4_1
+            );
             world.quiesce();
-            assert!(matches!(world.channels[0].state(), State::Open { moving: false, .. }));
+            assert!(matches!(
+                world.channels[0].state(),
+                State::Open { moving: false, .. }
+            ));
             world.offer_step(2, false);
             world.quiesce();
             assert_eq!(world.channels.len(), 3, "subchannel");
             world.channel_step(0, 0);
             world.quiesce();
-            assert_eq!(world.channels[2].state(), State::Rescinded, "gone with its device's close");
+            assert_eq!(
+                world.channels[2].state(),
+                State::Rescinded,
+                "gone with its device's close"
+            );
             world.channel_step(2, 0);
             world.unload();
             world.quiesce();
@@ -351,7 +408,14 @@ fn each_pair_of_versions() {
             world.start(Some(negotiated.version));
             world.quiesce();
             assert_eq!(world.connected, 2);
-            assert!(world.channels.iter().filter(|c| c.state() == State::Offered).count() == 2);
+            assert!(
+                world
+                    .channels
+                    .iter()
+                    .filter(|c| c.state() == State::Offered)
+                    .count()
+                    == 2
+            );
         }
     }
 }

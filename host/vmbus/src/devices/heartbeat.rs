@@ -70,9 +70,17 @@ impl Heartbeat {
         if self.outstanding.len() >= 64 {
             self.outstanding.remove(0);
         }
-        match self.ic.request(io, HeartbeatMessage::request(self.sequence).as_bytes()) {
+        match self
+            .ic
+            .request(io, HeartbeatMessage::request(self.sequence).as_bytes())
+        {
             Ok(id) => {
-                self.outstanding.push(Outstanding { id, sequence: self.sequence, sent: now, missed: false });
+                self.outstanding.push(Outstanding {
+                    id,
+                    sequence: self.sequence,
+                    sent: now,
+                    missed: false,
+                });
                 self.sequence = self.sequence.wrapping_add(1);
                 self.counts.sent += 1;
                 true
@@ -88,7 +96,8 @@ impl Heartbeat {
     }
 
     fn schedule_next(&mut self, now: RefTime) {
-        self.next_beat = (self.interval_ms > 0).then(|| now + self.interval_ms.saturating_mul(TICKS_PER_MS));
+        self.next_beat =
+            (self.interval_ms > 0).then(|| now + self.interval_ms.saturating_mul(TICKS_PER_MS));
     }
 
     fn burst_beat(&mut self, io: &mut DeviceIo<'_>) {
@@ -148,7 +157,10 @@ impl Device for Heartbeat {
             Incoming::Nothing => return,
         };
         let Some(at) = self.outstanding.iter().position(|o| o.id == answer.id) else {
-            io.violation(format!("beat {} was answered twice or far too late", answer.id));
+            io.violation(format!(
+                "beat {} was answered twice or far too late",
+                answer.id
+            ));
             return;
         };
         let beat = self.outstanding.remove(at);
@@ -167,7 +179,10 @@ impl Device for Heartbeat {
             }
             Ok(None) => {
                 self.counts.missed += u64::from(!beat.missed);
-                io.violation(format!("answer to beat {} has a wrong sequence number", beat.sequence));
+                io.violation(format!(
+                    "answer to beat {} has a wrong sequence number",
+                    beat.sequence
+                ));
             }
             Err(e) => {
                 self.counts.missed += u64::from(!beat.missed);
@@ -194,11 +209,16 @@ impl Device for Heartbeat {
     }
 
     fn deadline(&self) -> Option<RefTime> {
-        [self.next_beat, self.next_burst].into_iter().flatten().min()
+        [self.next_beat, self.next_burst]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn control(&mut self, io: &mut DeviceIo<'_>, cmd: &Command) -> Control {
-        let Command::Heartbeat { interval_ms, burst } = cmd else { return Control::NotMine };
+        let Command::Heartbeat { interval_ms, burst } = cmd else {
+            return Control::NotMine;
+        };
         if (interval_ms.is_some() || burst.is_some()) && self.ic.negotiated().is_none() {
             if let Some(ms) = interval_ms {
                 self.interval_ms = *ms;
@@ -218,7 +238,11 @@ impl Device for Heartbeat {
                     self.outstanding.clear();
                     self.burst_beat(io);
                 } else {
-                    let wait = if burst.every_ms == 0 { BURST_PATIENCE_MS } else { burst.every_ms };
+                    let wait = if burst.every_ms == 0 {
+                        BURST_PATIENCE_MS
+                    } else {
+                        burst.every_ms
+                    };
                     self.next_burst = Some(io.now() + wait.saturating_mul(TICKS_PER_MS));
                 }
             }

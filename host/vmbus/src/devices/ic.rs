@@ -91,7 +91,11 @@ impl Ic {
                 ("framework", v) => up_to(&mut ic.frameworks, v)?,
                 ("monitor", "on") => ic.monitored = true,
                 ("monitor", "off") => ic.monitored = false,
-                _ => return Err(format!("no argument {key}={value}; there are max, framework, monitor=on|off")),
+                _ => {
+                    return Err(format!(
+                        "no argument {key}={value}; there are max, framework, monitor=on|off"
+                    ))
+                }
             }
         }
         Ok(ic)
@@ -113,7 +117,8 @@ impl Ic {
     }
 
     pub(super) fn agreed(&self) -> Option<String> {
-        self.agreed.map(|n| format!("{}/{}", n.framework, n.message))
+        self.agreed
+            .map(|n| format!("{}/{}", n.framework, n.message))
     }
 
     pub(super) fn negotiated(&self) -> Option<Negotiated> {
@@ -140,7 +145,16 @@ impl Ic {
         let mut buf = [0; 512];
         let sent = negotiate::propose(&mut buf, 0, &self.frameworks, &self.versions)
             .map_err(|e| format!("{e:?}"))
-            .and_then(|n| io.send(0, PacketType::DATA_INBAND, PacketFlags::empty(), 0, &buf[..n]).or_else(|e| self.retry(e)));
+            .and_then(|n| {
+                io.send(
+                    0,
+                    PacketType::DATA_INBAND,
+                    PacketFlags::empty(),
+                    0,
+                    &buf[..n],
+                )
+                .or_else(|e| self.retry(e))
+            });
         if let Err(e) = sent {
             tracing::warn!("{}: negotiation: {e}", self.name);
         }
@@ -164,16 +178,30 @@ impl Ic {
         let versions = self.agreed.ok_or(SendError::Closed)?;
         let id = self.next_id;
         let mut buf = [0; 4096];
-        let n = ic::write_request(&mut buf, versions, self.service, id as u8, body).map_err(|_| SendError::TooLarge)?;
-        io.send(0, PacketType::DATA_INBAND, PacketFlags::empty(), id, &buf[..n])?;
+        let n = ic::write_request(&mut buf, versions, self.service, id as u8, body)
+            .map_err(|_| SendError::TooLarge)?;
+        io.send(
+            0,
+            PacketType::DATA_INBAND,
+            PacketFlags::empty(),
+            id,
+            &buf[..n],
+        )?;
         self.next_id += 1;
         Ok(id)
     }
 
     /// Checks a packet from the guest.
-    pub(super) fn packet<'a>(&mut self, io: &mut DeviceIo<'_>, packet: &Packet<'a>) -> Incoming<'a> {
+    pub(super) fn packet<'a>(
+        &mut self,
+        io: &mut DeviceIo<'_>,
+        packet: &Packet<'a>,
+    ) -> Incoming<'a> {
         if packet.kind != PacketKind::InBand {
-            io.violation(format!("packet of type {:?}, expected in-band data", packet.descriptor.packet_type));
+            io.violation(format!(
+                "packet of type {:?}, expected in-band data",
+                packet.descriptor.packet_type
+            ));
             return Incoming::Nothing;
         }
         let (header, body) = match ic::parse_response(packet.payload) {
@@ -194,7 +222,10 @@ impl Ic {
                     self.agreed = Some(agreed);
                     let text = self.agreed().unwrap_or_default();
                     tracing::info!("{}: agreed on {text}", self.name);
-                    io.event(Event::Negotiated { device: self.name.into(), agreed: text });
+                    io.event(Event::Negotiated {
+                        device: self.name.into(),
+                        agreed: text,
+                    });
                     Incoming::Negotiated
                 }
                 // Nothing in common is a lawful answer: the service stays silent.
@@ -209,18 +240,31 @@ impl Ic {
             };
         }
         if message_type != self.service {
-            io.violation(format!("answer to a request of another service: {message_type:?}"));
+            io.violation(format!(
+                "answer to a request of another service: {message_type:?}"
+            ));
             return Incoming::Nothing;
         }
         if packet.transaction_id() == 0 || packet.transaction_id() >= self.next_id {
-            io.violation(format!("answer to request {} that was not made", packet.transaction_id()));
+            io.violation(format!(
+                "answer to request {} that was not made",
+                packet.transaction_id()
+            ));
             return Incoming::Nothing;
         }
         if header.transaction_id != packet.transaction_id() as u8 {
-            io.violation(format!("answer {} names transaction {}", packet.transaction_id(), header.transaction_id));
+            io.violation(format!(
+                "answer {} names transaction {}",
+                packet.transaction_id(),
+                header.transaction_id
+            ));
             return Incoming::Nothing;
         }
-        Incoming::Answer(Answer { id: packet.transaction_id(), status: header.status, body })
+        Incoming::Answer(Answer {
+            id: packet.transaction_id(),
+            status: header.status,
+            body,
+        })
     }
 }
 
@@ -228,13 +272,27 @@ impl Ic {
 pub(super) mod instance {
     use super::Guid;
 
-    pub(crate) const HEARTBEAT: Guid =
-        Guid::new(0xfd14_9e91, 0x82e0, 0x4a7d, [0xaf, 0xa6, 0x2a, 0x41, 0x66, 0xcb, 0xd7, 0xc0]);
-    pub(crate) const SHUTDOWN: Guid =
-        Guid::new(0xb665_0ff7, 0x33bc, 0x4840, [0x80, 0x48, 0xe0, 0x67, 0x67, 0x86, 0xf3, 0x93]);
-    pub(crate) const TIMESYNC: Guid =
-        Guid::new(0x2dd1_ce17, 0x079e, 0x403c, [0xb3, 0x52, 0xa1, 0x92, 0x1e, 0xe2, 0x07, 0xee]);
+    pub(crate) const HEARTBEAT: Guid = Guid::new(
+        0xfd14_9e91,
+        0x82e0,
+        0x4a7d,
+        [0xaf, 0xa6, 0x2a, 0x41, 0x66, 0xcb, 0xd7, 0xc0],
+    );
+    pub(crate) const SHUTDOWN: Guid = Guid::new(
+        0xb665_0ff7,
+        0x33bc,
+        0x4840,
+        [0x80, 0x48, 0xe0, 0x67, 0x67, 0x86, 0xf3, 0x93],
+    );
+    pub(crate) const TIMESYNC: Guid = Guid::new(
+        0x2dd1_ce17,
+        0x079e,
+        0x403c,
+        [0xb3, 0x52, 0xa1, 0x92, 0x1e, 0xe2, 0x07, 0xee],
+    );
 }
 
 /// Class GUIDs, for the models beside.
-pub(super) use class::{HEARTBEAT as CLASS_HEARTBEAT, SHUTDOWN as CLASS_SHUTDOWN, TIMESYNC as CLASS_TIMESYNC};
+pub(super) use class::{
+    HEARTBEAT as CLASS_HEARTBEAT, SHUTDOWN as CLASS_SHUTDOWN, TIMESYNC as CLASS_TIMESYNC,
+};

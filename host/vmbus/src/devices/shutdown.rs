@@ -24,7 +24,14 @@ pub(super) struct Shutdown {
 impl Shutdown {
     pub(super) fn new(args: &[(String, String)]) -> Result<Self, String> {
         Ok(Self {
-            ic: Ic::new("shutdown", ic::CLASS_SHUTDOWN, ic::instance::SHUTDOWN, MessageType::SHUTDOWN, VERSIONS, args)?,
+            ic: Ic::new(
+                "shutdown",
+                ic::CLASS_SHUTDOWN,
+                ic::instance::SHUTDOWN,
+                MessageType::SHUTDOWN,
+                VERSIONS,
+                args,
+            )?,
             outstanding: Vec::new(),
         })
     }
@@ -43,12 +50,17 @@ impl Device for Shutdown {
     fn closed(&mut self, io: &mut DeviceIo<'_>, _index: u16) {
         self.ic.closed();
         for id in self.outstanding.drain(..) {
-            io.complete(id, Err("shutdown: the guest closed the channel without an answer".into()));
+            io.complete(
+                id,
+                Err("shutdown: the guest closed the channel without an answer".into()),
+            );
         }
     }
 
     fn packet(&mut self, io: &mut DeviceIo<'_>, _index: u16, packet: &Packet<'_>) {
-        let Incoming::Answer(answer) = self.ic.packet(io, packet) else { return };
+        let Incoming::Answer(answer) = self.ic.packet(io, packet) else {
+            return;
+        };
         let Some(at) = self.outstanding.iter().position(|id| *id == answer.id) else {
             io.violation(format!("request {} was answered twice", answer.id));
             return;
@@ -56,7 +68,10 @@ impl Device for Shutdown {
         self.outstanding.remove(at);
         let status = answer.status.get();
         io.event(Event::ShutdownAnswered { status });
-        let reply = serde_json::to_value(ShutdownReply { status: Some(status) }).map_err(|e| e.to_string());
+        let reply = serde_json::to_value(ShutdownReply {
+            status: Some(status),
+        })
+        .map_err(|e| e.to_string());
         io.complete(answer.id, reply);
     }
 
@@ -69,12 +84,23 @@ impl Device for Shutdown {
     }
 
     fn control(&mut self, io: &mut DeviceIo<'_>, cmd: &Command) -> Control {
-        let Command::Shutdown { kind, force, reason, wait_ms } = cmd else { return Control::NotMine };
+        let Command::Shutdown {
+            kind,
+            force,
+            reason,
+            wait_ms,
+        } = cmd
+        else {
+            return Control::NotMine;
+        };
         let Some(agreed) = self.ic.negotiated() else {
             return Control::Failed("shutdown: the guest's service is not negotiated".into());
         };
         if *kind == ShutdownKind::Hibernate && agreed.message < VERSION_3_2 {
-            return Control::Failed(format!("shutdown: version {} has no hibernation", agreed.message));
+            return Control::Failed(format!(
+                "shutdown: version {} has no hibernation",
+                agreed.message
+            ));
         }
         let mut flags = match kind {
             ShutdownKind::PowerOff => ShutdownFlags::POWER_OFF,
@@ -89,7 +115,10 @@ impl Device for Shutdown {
             Ok(id) => {
                 self.outstanding.push(id);
                 match wait_ms {
-                    Some(timeout_ms) => Control::Later { token: id, timeout_ms: *timeout_ms },
+                    Some(timeout_ms) => Control::Later {
+                        token: id,
+                        timeout_ms: *timeout_ms,
+                    },
                     None => match serde_json::to_value(ShutdownReply::default()) {
                         Ok(value) => Control::Done(value),
                         Err(e) => Control::Failed(e.to_string()),

@@ -32,7 +32,14 @@ pub(super) struct Timesync {
 impl Timesync {
     pub(super) fn new(args: &[(String, String)]) -> Result<Self, String> {
         Ok(Self {
-            ic: Ic::new("timesync", ic::CLASS_TIMESYNC, ic::instance::TIMESYNC, MessageType::TIMESYNC, VERSIONS, args)?,
+            ic: Ic::new(
+                "timesync",
+                ic::CLASS_TIMESYNC,
+                ic::instance::TIMESYNC,
+                MessageType::TIMESYNC,
+                VERSIONS,
+                args,
+            )?,
             interval_ms: INTERVAL_MS,
             next_sample: None,
             sync_after_stop: true,
@@ -44,7 +51,8 @@ impl Timesync {
     }
 
     fn schedule_next(&mut self, now: RefTime) {
-        self.next_sample = (self.interval_ms > 0).then(|| now + self.interval_ms.saturating_mul(TICKS_PER_MS));
+        self.next_sample =
+            (self.interval_ms > 0).then(|| now + self.interval_ms.saturating_mul(TICKS_PER_MS));
     }
 
     fn send(
@@ -57,7 +65,8 @@ impl Timesync {
         let agreed = self.ic.negotiated().ok_or(SendError::Closed)?;
         let (reference, unix_ns) = io.clocks();
         let base = unix_ms.map_or(i128::from(unix_ns), |ms| i128::from(ms) * 1_000_000);
-        let unix = u64::try_from((base + i128::from(offset_ms) * 1_000_000).max(0)).unwrap_or(u64::MAX);
+        let unix =
+            u64::try_from((base + i128::from(offset_ms) * 1_000_000).max(0)).unwrap_or(u64::MAX);
         let time = HostTime::from_unix(unix);
         let flags = match kind {
             SampleKind::Probe => SampleFlags::PROBE,
@@ -75,8 +84,12 @@ impl Timesync {
             };
             self.ic.request(io, sample.as_bytes())?
         } else {
-            let sample =
-                SampleV1 { parent_time: time.0.into(), child_time: 0.into(), round_trip_time: 0.into(), flags };
+            let sample = SampleV1 {
+                parent_time: time.0.into(),
+                child_time: 0.into(),
+                round_trip_time: 0.into(),
+                flags,
+            };
             self.ic.request(io, sample.as_bytes())?
         };
         if self.outstanding.len() >= 64 {
@@ -131,13 +144,18 @@ impl Device for Timesync {
                 self.send_own(io, SampleKind::Sync);
                 self.schedule_next(io.now());
             }
-            Incoming::Answer(answer) => match self.outstanding.iter().position(|id| *id == answer.id) {
-                Some(at) => {
-                    self.outstanding.remove(at);
-                    self.counts.answered += 1;
+            Incoming::Answer(answer) => {
+                match self.outstanding.iter().position(|id| *id == answer.id) {
+                    Some(at) => {
+                        self.outstanding.remove(at);
+                        self.counts.answered += 1;
+                    }
+                    None => io.violation(format!(
+                        "sample {} was answered twice or far too late",
+                        answer.id
+                    )),
                 }
-                None => io.violation(format!("sample {} was answered twice or far too late", answer.id)),
-            },
+            }
             Incoming::Nothing => {}
         }
     }
@@ -169,7 +187,15 @@ impl Device for Timesync {
     }
 
     fn control(&mut self, io: &mut DeviceIo<'_>, cmd: &Command) -> Control {
-        let Command::Timesync { send, offset_ms, unix_ms, keep, interval_ms, sync_after_stop } = cmd else {
+        let Command::Timesync {
+            send,
+            offset_ms,
+            unix_ms,
+            keep,
+            interval_ms,
+            sync_after_stop,
+        } = cmd
+        else {
             return Control::NotMine;
         };
         if *keep {

@@ -74,7 +74,10 @@ impl Engine {
             Command::Rescind { device } => self.find_device(device).map(|i| {
                 // Sub-channels first, as they depend on the primary one.
                 let offers = self.devices[i].offers.clone();
-                offers.into_iter().rev().for_each(|id| self.server.rescind(id));
+                offers
+                    .into_iter()
+                    .rev()
+                    .for_each(|id| self.server.rescind(id));
                 Value::Null
             }),
             Command::Pause => {
@@ -142,7 +145,11 @@ impl Engine {
                     monitor: channel.monitor_id().is_some(),
                     out_ring_bytes: out,
                     in_ring_bytes: input,
-                    agreed: if index == 0 { slot.device.agreed() } else { None },
+                    agreed: if index == 0 {
+                        slot.device.agreed()
+                    } else {
+                        None
+                    },
                     counters: channel.counters(),
                 });
             }
@@ -151,18 +158,29 @@ impl Engine {
     }
 
     fn counters(&self) -> Counters {
-        let unneeded = self.channels.iter().map(|c| c.counters().unneeded_signals).sum();
+        let unneeded = self
+            .channels
+            .iter()
+            .map(|c| c.counters().unneeded_signals)
+            .sum();
         let host = [
             ("messages_in", self.counters.messages_in),
             ("messages_out", self.counters.messages_out),
             ("messages_dropped", self.counters.messages_dropped),
             ("message_retries", self.counters.message_retries),
             ("signals", self.counters.signals),
-            ("unknown_signals", self.inbox.unknown_signals() - self.counters.unknown_signals_base),
+            (
+                "unknown_signals",
+                self.inbox.unknown_signals() - self.counters.unknown_signals_base,
+            ),
             ("unneeded_signals", unneeded),
             ("violations", self.server.violations().count()),
         ];
-        let base: BTreeMap<&str, u64> = self.partition_base.iter().map(|(k, v)| (k.as_str(), *v)).collect();
+        let base: BTreeMap<&str, u64> = self
+            .partition_base
+            .iter()
+            .map(|(k, v)| (k.as_str(), *v))
+            .collect();
         let partition = self
             .partition
             .counters()
@@ -185,7 +203,11 @@ impl Engine {
                 }
             }
         }
-        Counters { host: host.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(), partition, channels }
+        Counters {
+            host: host.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+            partition,
+            channels,
+        }
     }
 
     fn reset_counters(&mut self) {
@@ -195,7 +217,9 @@ impl Engine {
             ..super::HostCounters::default()
         };
         self.channels.iter_mut().for_each(|c| c.reset_counters());
-        self.devices.iter_mut().for_each(|d| d.device.reset_counters());
+        self.devices
+            .iter_mut()
+            .for_each(|d| d.device.reset_counters());
         self.server.clear_violations();
         self.crashed = false;
     }
@@ -205,7 +229,11 @@ impl Engine {
         Violations {
             count: log.count(),
             texts: log.texts().map(str::to_owned).collect(),
-            unneeded_signals: self.channels.iter().map(|c| c.counters().unneeded_signals).sum(),
+            unneeded_signals: self
+                .channels
+                .iter()
+                .map(|c| c.counters().unneeded_signals)
+                .sum(),
         }
     }
 }

@@ -35,7 +35,9 @@ impl Faults {
             }
         }
         let not_before = self.delay.map(|(_, by)| now + by);
-        self.delay = self.delay.and_then(|(count, by)| (count > 1).then(|| (count - 1, by)));
+        self.delay = self
+            .delay
+            .and_then(|(count, by)| (count > 1).then(|| (count - 1, by)));
         if std::mem::take(&mut self.duplicate) {
             vec![not_before; 2]
         } else {
@@ -63,26 +65,45 @@ impl Engine {
         match fault {
             Fault::DropMessage { skip } => self.faults.drop_after = Some(*skip),
             Fault::DelayMessages { count, ms } => {
-                self.faults.delay = (*count > 0).then(|| (*count, Duration::from_millis((*ms).min(600_000))));
+                self.faults.delay =
+                    (*count > 0).then(|| (*count, Duration::from_millis((*ms).min(600_000))));
             }
             Fault::DuplicateMessage => self.faults.duplicate = true,
             Fault::PostMessage { hex, msg_type, vp } => {
                 let bytes = bytes(hex)?;
                 if bytes.len() > MAX_MESSAGE_SIZE {
-                    return Err(format!("{} bytes exceed a message's {MAX_MESSAGE_SIZE}", bytes.len()));
+                    return Err(format!(
+                        "{} bytes exceed a message's {MAX_MESSAGE_SIZE}",
+                        bytes.len()
+                    ));
                 }
                 self.partition
                     .post_message(VpIndex(*vp), VMBUS_SINT, *msg_type, &bytes)
                     .map_err(|e| e.to_string())?;
             }
             Fault::RefusePost { count, status } => self.inbox.refuse_posts(*count, *status),
-            Fault::RefuseOpen { count, status } => self.server.refuse_opens(*count, Status(*status)),
-            Fault::RefuseGpadl { count, status } => self.server.refuse_gpadls(*count, Status(*status)),
-            Fault::CorruptRing { device, ring, field, value } => {
+            Fault::RefuseOpen { count, status } => {
+                self.server.refuse_opens(*count, Status(*status))
+            }
+            Fault::RefuseGpadl { count, status } => {
+                self.server.refuse_gpadls(*count, Status(*status))
+            }
+            Fault::CorruptRing {
+                device,
+                ring,
+                field,
+                value,
+            } => {
                 let id = self.primary(device)?;
                 self.channels[id.0].corrupt(&*self.partition, *ring, *field, *value)?;
             }
-            Fault::SendPacket { device, packet_type, flags, transaction_id, hex } => {
+            Fault::SendPacket {
+                device,
+                packet_type,
+                flags,
+                transaction_id,
+                hex,
+            } => {
                 let id = self.primary(device)?;
                 self.channels[id.0]
                     .send(
@@ -134,7 +155,10 @@ mod tests {
     #[test]
     fn each_message_fault_hits_what_it_says() {
         let now = Instant::now();
-        let mut faults = Faults { drop_after: Some(1), ..Faults::default() };
+        let mut faults = Faults {
+            drop_after: Some(1),
+            ..Faults::default()
+        };
         assert_eq!(faults.on_message(now).len(), 1);
         assert_eq!(faults.on_message(now).len(), 0);
         assert_eq!(faults.on_message(now).len(), 1);

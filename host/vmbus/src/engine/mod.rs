@@ -6,6 +6,8 @@
 mod command;
 mod fault;
 mod monitor;
+#[cfg(test)]
+mod tests;
 mod wait;
 
 use std::collections::VecDeque;
@@ -91,6 +93,8 @@ pub(crate) struct Engine {
     set_log_level: Option<LogLevelSetter>,
     monitor_next: Option<Instant>,
     packet_buf: Vec<u8>,
+    /// Channels whose open result is not with the guest yet.
+    corked: Vec<OfferId>,
 }
 
 struct Watcher {
@@ -107,8 +111,11 @@ impl Engine {
         set_log_level: Option<LogLevelSetter>,
     ) -> Self {
         let server = Server::new(max_version, partition.vp_count(), partition.ram().clone());
-        let stop_watch =
-            StopWatch { checked: Instant::now(), reference: partition.reference_time(), lag: Duration::ZERO };
+        let stop_watch = StopWatch {
+            checked: Instant::now(),
+            reference: partition.reference_time(),
+            lag: Duration::ZERO,
+        };
         Self {
             server,
             partition,
@@ -132,6 +139,7 @@ impl Engine {
             set_log_level,
             monitor_next: None,
             packet_buf: Vec::new(),
+            corked: Vec::new(),
         }
     }
 
@@ -155,7 +163,11 @@ impl Engine {
             self.owners.push((self.devices.len(), index));
             offers.push(id);
         }
-        self.devices.push(DeviceSlot { device, info, offers });
+        self.devices.push(DeviceSlot {
+            device,
+            info,
+            offers,
+        });
         self.run_actions();
     }
 
@@ -164,7 +176,8 @@ impl Engine {
         match input {
             Input::Post(post) => {
                 self.counters.messages_in += 1;
-                self.server.on_guest_message(post.connection_id, post.msg_type, &post.payload);
+                self.server
+                    .on_guest_message(post.connection_id, post.msg_type, &post.payload);
             }
             Input::Reset => {
                 self.server.reset();
@@ -194,7 +207,11 @@ impl Engine {
         self.check_stopped(now);
         let reference = self.partition.reference_time();
         for i in 0..self.devices.len() {
-            if self.devices[i].device.deadline().is_some_and(|d| d <= reference) {
+            if self.devices[i]
+                .device
+                .deadline()
+                .is_some_and(|d| d <= reference)
+            {
                 self.poll_device(i);
             }
         }
@@ -215,11 +232,16 @@ impl Engine {
         for slot in &self.devices {
             if let Some(due) = slot.device.deadline() {
                 // At least 1 ms: while the VM is stopped, reference time does not come closer.
-                let ticks = due.saturating_sub(reference).max(crate::device::TICKS_PER_MS);
+                let ticks = due
+                    .saturating_sub(reference)
+                    .max(crate::device::TICKS_PER_MS);
                 deadline = deadline.min(now + Duration::from_nanos(ticks.saturating_mul(100)));
             }
         }
-        for other in [self.outbox_retry, self.waits.deadline(), self.monitor_next].into_iter().flatten() {
+        for other in [self.outbox_retry, self.waits.deadline(), self.monitor_next]
+            .into_iter()
+            .flatten()
+        {
             deadline = deadline.min(other);
         }
         deadline
@@ -228,6 +250,12 @@ impl Engine {
     fn settle(&mut self, now: Instant) {
         self.run_actions();
         self.flush_outbox(now);
+        if self.outbox.is_empty() {
+            // All open results are with the guest.
+            for id in std::mem::take(&mut self.corked) {
+                self.channels[id.0].uncork(&*self.partition);
+            }
+        }
         self.check_waits(now);
     }
 
@@ -238,8 +266,9 @@ impl Engine {
                 self.run_action(action);
             }
             let requests = std::mem::take(&mut self.requests);
-            let idle =
-                requests.violations.is_empty() && requests.completions.is_empty() && requests.subchannels.is_empty();
+            let idle = requests.violations.is_empty()
+                && requests.completions.is_empty()
+                && requests.subchannels.is_empty();
             for text in requests.violations {
                 self.server.violation(text);
             }
@@ -250,8 +279,13 @@ impl Engine {
                 self.waits.complete(token, result);
             }
             for (device, count) in requests.subchannels {
-                let offers: Vec<OfferId> =
-                    self.devices[device].offers.iter().copied().skip(1).take(usize::from(count)).collect();
+                let offers: Vec<OfferId> = self.devices[device]
+                    .offers
+                    .iter()
+                    .copied()
+                    .skip(1)
+                    .take(usize::from(count))
+                    .collect();
                 offers.into_iter().for_each(|id| self.server.offer(id));
             }
             if idle {
@@ -266,18 +300,21 @@ impl Engine {
             Action::Open { offer, params } => {
                 let (device, index) = self.owners[offer.0];
                 let relid = Relid(u32::from(params.event_flag));
-                let opened = OpenChannel::new(self.partition.ram().clone(), &params).and_then(|open| {
-                    self.channels[offer.0].set_open(open);
-                    // Before the device may send: the guest answers what it sends at once, from its interrupt, and a
-                    // signal that is refused is never repeated.
-                    self.inbox.open(relid);
-                    let result = self.with_device(device, |device, io| device.opened(io, index));
-                    if result.is_err() {
-                        self.inbox.close(relid);
-                        self.channels[offer.0].set_closed();
-                    }
-                    result
-                });
+                let opened =
+                    OpenChannel::new(self.partition.ram().clone(), &params).and_then(|open| {
+                        self.channels[offer.0].set_open(open);
+                        // Before the device may send: the guest answers what it sends at once, from its interrupt, and a
+                        // signal that is refused is never repeated.
+                        self.inbox.open(relid);
+                        self.corked.push(offer);
+                        let result =
+                            self.with_device(device, |device, io| device.opened(io, index));
+                        if result.is_err() {
+                            self.inbox.close(relid);
+                            self.channels[offer.0].set_closed();
+                        }
+                        result
+                    });
                 let status = match opened {
                     Ok(()) => Status::SUCCESS,
                     Err(text) => {
@@ -303,7 +340,11 @@ impl Engine {
         }
     }
 
-    fn with_device<R>(&mut self, index: usize, f: impl FnOnce(&mut dyn Device, &mut DeviceIo<'_>) -> R) -> R {
+    fn with_device<R>(
+        &mut self,
+        index: usize,
+        f: impl FnOnce(&mut dyn Device, &mut DeviceIo<'_>) -> R,
+    ) -> R {
         let (now, unix_ns) = self.clocks();
         let slot = &mut self.devices[index];
         let mut io = DeviceIo {
@@ -322,7 +363,9 @@ impl Engine {
 
     fn clocks(&self) -> (RefTime, u64) {
         let now = self.partition.reference_time();
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let unix = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         (now, u64::try_from(unix.as_nanos()).unwrap_or(u64::MAX))
     }
 
@@ -395,7 +438,11 @@ impl Engine {
     fn post(&mut self, vp: VpIndex, message: MessageBuffer) {
         let now = Instant::now();
         for not_before in self.faults.on_message(now) {
-            self.outbox.push_back(OutMessage { vp, message, not_before });
+            self.outbox.push_back(OutMessage {
+                vp,
+                message,
+                not_before,
+            });
         }
     }
 
@@ -406,7 +453,12 @@ impl Engine {
                 self.outbox_retry = Some(when);
                 return;
             }
-            match self.partition.post_message(out.vp, VMBUS_SINT, VMBUS_MESSAGE_TYPE, out.message.as_bytes()) {
+            match self.partition.post_message(
+                out.vp,
+                VMBUS_SINT,
+                VMBUS_MESSAGE_TYPE,
+                out.message.as_bytes(),
+            ) {
                 Ok(()) => self.counters.messages_out += 1,
                 Err(PostError::QueueFull) => {
                     self.counters.message_retries += 1;
@@ -432,10 +484,18 @@ impl Engine {
         let reference = self.partition.reference_time();
         if reference < watch.reference {
             // Reference time begins anew at a reset, which is not a stop.
-            *watch = StopWatch { checked: now, reference, lag: Duration::ZERO };
+            *watch = StopWatch {
+                checked: now,
+                reference,
+                lag: Duration::ZERO,
+            };
             return;
         }
-        let passed = Duration::from_nanos(reference.saturating_sub(watch.reference).saturating_mul(100));
+        let passed = Duration::from_nanos(
+            reference
+                .saturating_sub(watch.reference)
+                .saturating_mul(100),
+        );
         let lag = real.saturating_sub(passed);
         watch.checked = now;
         watch.reference = reference;

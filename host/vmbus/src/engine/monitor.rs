@@ -20,9 +20,17 @@ const GROUPS: u64 = 4;
 impl Engine {
     /// Takes the guest's trigger bits, when it is time.
     pub(super) fn scan_monitor(&mut self, now: Instant) {
-        let monitored: Vec<(u8, usize)> =
-            self.channels.iter().enumerate().filter_map(|(i, c)| Some((c.monitor_id()?, i))).collect();
-        let Some(pages) = self.server.monitor_pages().filter(|_| !monitored.is_empty()) else {
+        let monitored: Vec<(u8, usize)> = self
+            .channels
+            .iter()
+            .enumerate()
+            .filter_map(|(i, c)| Some((c.monitor_id()?, i)))
+            .collect();
+        let Some(pages) = self
+            .server
+            .monitor_pages()
+            .filter(|_| !monitored.is_empty())
+        else {
             self.monitor_next = None;
             return;
         };

@@ -39,18 +39,48 @@ fn limit(timeout_ms: u64) -> Duration {
 }
 
 impl Waits {
-    pub(super) fn until(&mut self, client: Client, id: u64, until: Until, timeout_ms: u64, now: Instant) {
+    pub(super) fn until(
+        &mut self,
+        client: Client,
+        id: u64,
+        until: Until,
+        timeout_ms: u64,
+        now: Instant,
+    ) {
         let limit = limit(timeout_ms);
-        self.list.push(Waiting { client, id, what: For::Until(until), deadline: now + limit, limit });
+        self.list.push(Waiting {
+            client,
+            id,
+            what: For::Until(until),
+            deadline: now + limit,
+            limit,
+        });
     }
 
-    pub(super) fn token(&mut self, client: Client, id: u64, token: u64, timeout_ms: u64, now: Instant) {
+    pub(super) fn token(
+        &mut self,
+        client: Client,
+        id: u64,
+        token: u64,
+        timeout_ms: u64,
+        now: Instant,
+    ) {
         let limit = limit(timeout_ms);
-        self.list.push(Waiting { client, id, what: For::Token(token), deadline: now + limit, limit });
+        self.list.push(Waiting {
+            client,
+            id,
+            what: For::Token(token),
+            deadline: now + limit,
+            limit,
+        });
     }
 
     pub(super) fn complete(&mut self, token: u64, result: Result<serde_json::Value, String>) {
-        if let Some(at) = self.list.iter().position(|w| matches!(w.what, For::Token(t) if t == token)) {
+        if let Some(at) = self
+            .list
+            .iter()
+            .position(|w| matches!(w.what, For::Token(t) if t == token))
+        {
             let waiting = self.list.swap_remove(at);
             waiting.client.reply(waiting.id, result);
         }
@@ -85,7 +115,13 @@ impl Engine {
                     For::Until(until) => format!("{until:?}"),
                     For::Token(_) => "the guest's answer".into(),
                 };
-                w.client.reply(w.id, Err(format!("timed out after {} ms waiting for {what}", w.limit.as_millis())));
+                w.client.reply(
+                    w.id,
+                    Err(format!(
+                        "timed out after {} ms waiting for {what}",
+                        w.limit.as_millis()
+                    )),
+                );
                 return false;
             }
             true
@@ -101,8 +137,17 @@ impl Engine {
             Until::ChannelOpen { device } => self.server.is_open(self.primary(device)?),
             Until::ChannelClosed { device } => !self.server.is_open(self.primary(device)?),
             Until::Released { device } => !self.server.is_revoked(self.primary(device)?),
-            Until::Negotiated { device } => self.devices[self.find_device(device)?].device.agreed().is_some(),
-            Until::Beats { count } => self.devices.iter().filter_map(|d| d.device.beats()).sum::<u64>() >= *count,
+            Until::Negotiated { device } => self.devices[self.find_device(device)?]
+                .device
+                .agreed()
+                .is_some(),
+            Until::Beats { count } => {
+                self.devices
+                    .iter()
+                    .filter_map(|d| d.device.beats())
+                    .sum::<u64>()
+                    >= *count
+            }
             Until::GuestCrash => self.crashed,
             Until::Violations { count } => self.server.violations().count() >= *count,
         })
@@ -111,10 +156,13 @@ impl Engine {
     /// Index of the device with this name or instance GUID.
     pub(super) fn find_device(&self, name: &str) -> Result<usize, String> {
         let guid = vmbus_proto::Guid::parse(name).ok();
-        self.devices.iter().position(|d| d.info.name == name || Some(d.info.instance) == guid).ok_or_else(|| {
-            let names: Vec<&str> = self.devices.iter().map(|d| d.info.name.as_str()).collect();
-            format!("no device {name:?}; there are {}", names.join(", "))
-        })
+        self.devices
+            .iter()
+            .position(|d| d.info.name == name || Some(d.info.instance) == guid)
+            .ok_or_else(|| {
+                let names: Vec<&str> = self.devices.iter().map(|d| d.info.name.as_str()).collect();
+                format!("no device {name:?}; there are {}", names.join(", "))
+            })
     }
 
     /// The primary channel of a device.

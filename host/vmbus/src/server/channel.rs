@@ -6,8 +6,9 @@ use hv_partition::VpIndex;
 use hvctl::Event;
 
 use vmbus_proto::msg::{
-    ChannelMessage, GpadlId, ModifyChannelResponse, OfferChannel, OpenChannel, OpenChannelResult, Relid,
-    RescindChannelOffer, Status, MAX_CHANNELS, USER_DATA_SIZE, VMBUS_SINT, VP_INDEX_DISABLE_INTERRUPT,
+    ChannelMessage, GpadlId, ModifyChannelResponse, OfferChannel, OpenChannel, OpenChannelResult,
+    Relid, RescindChannelOffer, Status, MAX_CHANNELS, USER_DATA_SIZE, VMBUS_SINT,
+    VP_INDEX_DISABLE_INTERRUPT,
 };
 
 use super::{take_fault, Action, ChannelState, Offer, OfferId, OfferSpec, Server, SharedGpadl};
@@ -64,7 +65,12 @@ impl Server {
     /// Adds a channel. It is offered at once if the guest has asked for offers.
     pub fn add_offer(&mut self, spec: OfferSpec, wanted: bool) -> OfferId {
         let id = OfferId(self.offers.len());
-        self.offers.push(Offer { spec, wanted: false, state: ChannelState::Idle, monitor_id: None });
+        self.offers.push(Offer {
+            spec,
+            wanted: false,
+            state: ChannelState::Idle,
+            monitor_id: None,
+        });
         if wanted {
             self.offer(id);
         }
@@ -94,17 +100,29 @@ impl Server {
             ChannelState::Opening { .. } => self.actions.push_back(Action::Close { offer: id }),
             ChannelState::Offered { .. } | ChannelState::Idle => {}
         }
-        self.send(&RescindChannelOffer { relid, ..RescindChannelOffer::blank() });
+        self.send(&RescindChannelOffer {
+            relid,
+            ..RescindChannelOffer::blank()
+        });
         let device = self.name(id);
-        self.event(Event::Rescinded { device, relid: relid.0 });
+        self.event(Event::Rescinded {
+            device,
+            relid: relid.0,
+        });
     }
 
     pub(super) fn send_offer(&mut self, id: OfferId) {
-        let Some(relid) = (1..MAX_CHANNELS).map(Relid).find(|relid| !self.relids.contains_key(relid)) else {
+        let Some(relid) = (1..MAX_CHANNELS)
+            .map(Relid)
+            .find(|relid| !self.relids.contains_key(relid))
+        else {
             tracing::error!("all relids are in use");
             return;
         };
-        let has_pages = self.connection.as_ref().is_some_and(|c| c.monitor_pages.is_some());
+        let has_pages = self
+            .connection
+            .as_ref()
+            .is_some_and(|c| c.monitor_pages.is_some());
         let monitor_id = if self.offers[id.0].spec.monitored && has_pages {
             (0..MONITOR_IDS).find(|m| !self.offers.iter().any(|o| o.monitor_id == Some(*m)))
         } else {
@@ -131,7 +149,10 @@ impl Server {
         };
         self.send(&message);
         let device = self.name(id);
-        self.event(Event::Offered { device, relid: relid.0 });
+        self.event(Event::Offered {
+            device,
+            relid: relid.0,
+        });
     }
 
     pub(super) fn on_open(&mut self, m: &OpenChannel) -> Result<(), String> {
@@ -179,15 +200,26 @@ impl Server {
         Ok(())
     }
 
-    fn check_open(&self, id: OfferId, m: &OpenChannel) -> Result<(SharedGpadl, Option<VpIndex>), String> {
+    fn check_open(
+        &self,
+        id: OfferId,
+        m: &OpenChannel,
+    ) -> Result<(SharedGpadl, Option<VpIndex>), String> {
         let pages = self
             .gpadl(id, m.ring_gpadl)
             .ok_or_else(|| format!("GPADL {} is not a live GPADL of this channel", m.ring_gpadl))?;
         let [range] = &pages[..] else {
-            return Err(format!("ring GPADL {} has {} ranges, expected one", m.ring_gpadl, pages.len()));
+            return Err(format!(
+                "ring GPADL {} has {} ranges, expected one",
+                m.ring_gpadl,
+                pages.len()
+            ));
         };
         if range.offset != 0 || range.len % 4096 != 0 {
-            return Err(format!("ring GPADL {} is not made of whole pages", m.ring_gpadl));
+            return Err(format!(
+                "ring GPADL {} is not made of whole pages",
+                m.ring_gpadl
+            ));
         }
         // Each ring has its control page and at least one page of data.
         let total = range.pfns.len() as u64;
@@ -200,12 +232,20 @@ impl Server {
         } else if self.valid_vp(m.target_vp) {
             Ok((pages, Some(VpIndex(m.target_vp))))
         } else {
-            Err(format!("target VP {}, there are {}", m.target_vp, self.vp_count))
+            Err(format!(
+                "target VP {}, there are {}",
+                m.target_vp, self.vp_count
+            ))
         }
     }
 
     fn send_open_result(&mut self, relid: Relid, open_id: u32, status: Status) {
-        self.send(&OpenChannelResult { relid, open_id, status, ..OpenChannelResult::blank() });
+        self.send(&OpenChannelResult {
+            relid,
+            open_id,
+            status,
+            ..OpenChannelResult::blank()
+        });
     }
 
     /// The device's answer to [`Action::Open`].
@@ -217,13 +257,22 @@ impl Server {
             return;
         };
         let open_id = request.open_id;
-        let target_vp = request.target_vp.map_or(VP_INDEX_DISABLE_INTERRUPT, |vp| vp.0);
-        self.offers[id.0].state =
-            if status.is_success() { ChannelState::Open { relid, request } } else { ChannelState::Offered { relid } };
+        let target_vp = request
+            .target_vp
+            .map_or(VP_INDEX_DISABLE_INTERRUPT, |vp| vp.0);
+        self.offers[id.0].state = if status.is_success() {
+            ChannelState::Open { relid, request }
+        } else {
+            ChannelState::Offered { relid }
+        };
         self.send_open_result(relid, open_id, status);
         if status.is_success() {
             let device = self.name(id);
-            self.event(Event::Opened { device, relid: relid.0, target_vp });
+            self.event(Event::Opened {
+                device,
+                relid: relid.0,
+                target_vp,
+            });
         }
     }
 
@@ -234,7 +283,10 @@ impl Server {
                 self.offers[id.0].state = ChannelState::Offered { relid };
                 self.actions.push_back(Action::Close { offer: id });
                 let device = self.name(id);
-                self.event(Event::Closed { device, relid: relid.0 });
+                self.event(Event::Closed {
+                    device,
+                    relid: relid.0,
+                });
                 self.rescind_subchannels_of(id);
                 Ok(())
             }
@@ -276,7 +328,10 @@ impl Server {
         offer.monitor_id = None;
         let wanted = offer.wanted;
         let device = self.name(id);
-        self.event(Event::Released { device, relid: relid.0 });
+        self.event(Event::Released {
+            device,
+            relid: relid.0,
+        });
         if was_revoked && wanted {
             self.send_offer(id);
         }
@@ -286,9 +341,21 @@ impl Server {
     pub(super) fn on_modify(&mut self, relid: Relid, target_vp: u32) -> Result<(), String> {
         let result = self.modify(relid, target_vp);
         // Before 5.3 the guest is not told.
-        if self.connection.as_ref().is_some_and(|c| c.version.has_modify_channel_response()) {
-            let status = if matches!(result, Ok(true)) { Status::SUCCESS } else { Status::UNSUCCESSFUL };
-            self.send(&ModifyChannelResponse { relid, status, ..ModifyChannelResponse::blank() });
+        if self
+            .connection
+            .as_ref()
+            .is_some_and(|c| c.version.has_modify_channel_response())
+        {
+            let status = if matches!(result, Ok(true)) {
+                Status::SUCCESS
+            } else {
+                Status::UNSUCCESSFUL
+            };
+            self.send(&ModifyChannelResponse {
+                relid,
+                status,
+                ..ModifyChannelResponse::blank()
+            });
         }
         result.map(|_| ())
     }
@@ -298,15 +365,23 @@ impl Server {
         let what = "MODIFY_CHANNEL";
         let id = self.by_relid(relid, what)?;
         if !self.valid_vp(target_vp) {
-            return Err(format!("{what}: channel {relid}: target VP {target_vp}, there are {}", self.vp_count));
+            return Err(format!(
+                "{what}: channel {relid}: target VP {target_vp}, there are {}",
+                self.vp_count
+            ));
         }
         match &mut self.offers[id.0].state {
             ChannelState::Open { request, .. } if request.target_vp.is_some() => {
                 request.target_vp = Some(VpIndex(target_vp));
-                self.actions.push_back(Action::Retarget { offer: id, vp: Some(VpIndex(target_vp)) });
+                self.actions.push_back(Action::Retarget {
+                    offer: id,
+                    vp: Some(VpIndex(target_vp)),
+                });
                 Ok(true)
             }
-            ChannelState::Open { .. } => Err(format!("{what}: channel {relid} was opened without interrupts")),
+            ChannelState::Open { .. } => Err(format!(
+                "{what}: channel {relid} was opened without interrupts"
+            )),
             ChannelState::Revoked { .. } => Ok(false),
             _ => Err(format!("{what}: channel {relid} is not open")),
         }

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use vmbus_proto::gpadl::{AssembleError, GpadlAssembler, GpadlLimits, Progress, MAX_WORDS};
-use vmbus_proto::msg::{ChannelMessage, GpadlCreated, GpadlHeader, GpadlId, GpadlTorndown, Relid, Status};
+use vmbus_proto::msg::{
+    ChannelMessage, GpadlCreated, GpadlHeader, GpadlId, GpadlTorndown, Relid, Status,
+};
 use vmbus_proto::range::GpaRanges;
 
 use super::{take_fault, Action, ChannelState, OfferId, Server};
@@ -15,7 +17,10 @@ const MAX_GPADLS: usize = 4096;
 /// The most pages in all GPADLs together: 4 GiB, which bounds the host's memory for them to 8 MiB.
 const MAX_PAGES: usize = 1 << 20;
 /// What one GPADL may hold: whatever its format can say.
-const LIMITS: GpadlLimits = GpadlLimits { max_words: MAX_WORDS, max_ranges: u16::MAX };
+const LIMITS: GpadlLimits = GpadlLimits {
+    max_words: MAX_WORDS,
+    max_ranges: u16::MAX,
+};
 
 /// A run of guest memory: page frame numbers, of which the first and last may be used in part.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +62,12 @@ impl Server {
     }
 
     fn send_created(&mut self, relid: Relid, gpadl: GpadlId, status: Status) {
-        self.send(&GpadlCreated { relid, gpadl, status, ..GpadlCreated::blank() });
+        self.send(&GpadlCreated {
+            relid,
+            gpadl,
+            status,
+            ..GpadlCreated::blank()
+        });
     }
 
     pub(super) fn on_gpadl_header(&mut self, m: &GpadlHeader, data: &[u8]) -> Result<(), String> {
@@ -90,7 +100,12 @@ impl Server {
             return refused(self, "more GPADLs than this host holds".into());
         }
         self.gpadl_pages += expected;
-        let gpadl = Gpadl { offer, assembler, data: Vec::with_capacity(expected * 8), live: None };
+        let gpadl = Gpadl {
+            offer,
+            assembler,
+            data: Vec::with_capacity(expected * 8),
+            live: None,
+        };
         self.gpadls.insert(id, gpadl);
         self.append(id, data, what)
     }
@@ -105,9 +120,13 @@ impl Server {
     }
 
     fn append(&mut self, id: GpadlId, data: &[u8], what: &str) -> Result<(), String> {
-        let Some(gpadl) = self.gpadls.get_mut(&id) else { return Ok(()) };
+        let Some(gpadl) = self.gpadls.get_mut(&id) else {
+            return Ok(());
+        };
         let relid = gpadl.assembler.relid;
-        let progress = gpadl.assembler.push(data, |word| gpadl.data.extend_from_slice(&word.to_le_bytes()));
+        let progress = gpadl.assembler.push(data, |word| {
+            gpadl.data.extend_from_slice(&word.to_le_bytes())
+        });
         let result = match progress {
             Ok(Progress::NeedMore) => return Ok(()),
             // The GPADL is live already, and unharmed.
@@ -143,12 +162,18 @@ impl Server {
             .map(|range| {
                 let pfns: Vec<u64> = range.pfns().collect();
                 for &pfn in &pfns {
-                    let ok = pfn.checked_mul(4096).is_some_and(|gpa| self.is_ram_page(gpa));
+                    let ok = pfn
+                        .checked_mul(4096)
+                        .is_some_and(|gpa| self.is_ram_page(gpa));
                     if !ok {
                         return Err(format!("page frame {pfn:#x} is not RAM"));
                     }
                 }
-                Ok(GpadlRange { len: range.byte_count, offset: range.byte_offset, pfns })
+                Ok(GpadlRange {
+                    len: range.byte_count,
+                    offset: range.byte_offset,
+                    pfns,
+                })
             })
             .collect()
     }
@@ -160,19 +185,30 @@ impl Server {
             return Err(format!("{what}: id {} does not exist", id));
         };
         if gpadl.offer != offer {
-            return Err(format!("{what}: id {} belongs to relid {}, not {relid}", id, gpadl.assembler.relid));
+            return Err(format!(
+                "{what}: id {} belongs to relid {}, not {relid}",
+                id, gpadl.assembler.relid
+            ));
         }
         if !gpadl.is_live() {
             return Err(format!("{what}: id {} is not complete", id));
         }
-        if let ChannelState::Open { request, .. } | ChannelState::Opening { request, .. } = &self.offers[offer.0].state {
+        if let ChannelState::Open { request, .. } | ChannelState::Opening { request, .. } =
+            &self.offers[offer.0].state
+        {
             if request.gpadl == id {
-                return Err(format!("{what}: id {} is the ring of open channel {relid}", id));
+                return Err(format!(
+                    "{what}: id {} is the ring of open channel {relid}",
+                    id
+                ));
             }
         }
         self.forget_gpadl(id);
         self.actions.push_back(Action::GpadlGone { offer, id });
-        self.send(&GpadlTorndown { gpadl: id, ..GpadlTorndown::blank() });
+        self.send(&GpadlTorndown {
+            gpadl: id,
+            ..GpadlTorndown::blank()
+        });
         Ok(())
     }
 
@@ -184,7 +220,12 @@ impl Server {
 
     /// Drops the GPADLs of a channel whose relid the guest gave back.
     pub(super) fn forget_gpadls_of(&mut self, offer: OfferId) {
-        let ids: Vec<GpadlId> = self.gpadls.iter().filter(|(_, g)| g.offer == offer).map(|(&id, _)| id).collect();
+        let ids: Vec<GpadlId> = self
+            .gpadls
+            .iter()
+            .filter(|(_, g)| g.offer == offer)
+            .map(|(&id, _)| id)
+            .collect();
         for id in ids {
             let live = self.gpadls.get(&id).is_some_and(Gpadl::is_live);
             self.forget_gpadl(id);
@@ -197,7 +238,10 @@ impl Server {
     /// For the invariant checks of tests.
     #[cfg(test)]
     pub(super) fn gpadl_words(&self) -> usize {
-        self.gpadls.values().map(|g| g.assembler.expected_words()).sum()
+        self.gpadls
+            .values()
+            .map(|g| g.assembler.expected_words())
+            .sum()
     }
 
     /// For the invariant checks of tests.

@@ -32,8 +32,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use hv_partition::{GuestRam, VpIndex};
 use hvctl::Event;
 use vmbus_proto::msg::{
-    ChannelMessage, GpadlId, GuestMessage, MessageBuffer, OfferFlags, Relid, Status, TlConnectResult, USER_DATA_SIZE,
-    VMBUS_MESSAGE_TYPE,
+    ChannelMessage, GpadlId, GuestMessage, MessageBuffer, OfferFlags, Relid, Status,
+    TlConnectResult, USER_DATA_SIZE, VMBUS_MESSAGE_TYPE,
 };
 use vmbus_proto::{FeatureFlags, Guid, VmbusVersion};
 
@@ -230,9 +230,16 @@ impl Server {
         }
     }
 
-    fn take_message(&mut self, connection_id: u32, msg_type: u32, payload: &[u8]) -> Result<(), String> {
+    fn take_message(
+        &mut self,
+        connection_id: u32,
+        msg_type: u32,
+        payload: &[u8],
+    ) -> Result<(), String> {
         if msg_type != VMBUS_MESSAGE_TYPE {
-            return Err(format!("SynIC message type {msg_type}, expected {VMBUS_MESSAGE_TYPE}"));
+            return Err(format!(
+                "SynIC message type {msg_type}, expected {VMBUS_MESSAGE_TYPE}"
+            ));
         }
         let message = GuestMessage::parse(payload).map_err(|e| e.to_string())?;
         tracing::trace!(?message, connection_id, "message from guest");
@@ -245,7 +252,9 @@ impl Server {
         };
         let (version, features) = (connection.version, connection.features);
         if !message_type.allowed_at(version, features) {
-            return Err(format!("{message_type:?} does not exist in version {version} with features {features:?}"));
+            return Err(format!(
+                "{message_type:?} does not exist in version {version} with features {features:?}"
+            ));
         }
         match message {
             GuestMessage::InitiateContact { .. } => Ok(()),
@@ -273,8 +282,12 @@ impl Server {
                 Ok(())
             }
             // For channels without an offer, which this host does not have.
-            GuestMessage::OpenReservedChannel(m) => Err(format!("{message_type:?}: no reserved channel {}", m.relid)),
-            GuestMessage::CloseReservedChannel(m) => Err(format!("{message_type:?}: no reserved channel {}", m.relid)),
+            GuestMessage::OpenReservedChannel(m) => {
+                Err(format!("{message_type:?}: no reserved channel {}", m.relid))
+            }
+            GuestMessage::CloseReservedChannel(m) => {
+                Err(format!("{message_type:?}: no reserved channel {}", m.relid))
+            }
             // Not granted, so stopped above.
             GuestMessage::Pause(_) | GuestMessage::Resume(_) => Ok(()),
         }
@@ -290,7 +303,8 @@ impl Server {
     pub fn violation(&mut self, text: String) {
         tracing::warn!("protocol violation: {text}");
         self.violations.add(text.clone());
-        self.actions.push_back(Action::Event(Event::Violation { text }));
+        self.actions
+            .push_back(Action::Event(Event::Violation { text }));
     }
 
     /// What was recorded.
@@ -347,7 +361,9 @@ impl Server {
         let state = &self.offers[id.0].state;
         let public = match state {
             ChannelState::Idle => hvctl::ChannelState::Hidden,
-            ChannelState::Offered { .. } | ChannelState::Opening { .. } => hvctl::ChannelState::Offered,
+            ChannelState::Offered { .. } | ChannelState::Opening { .. } => {
+                hvctl::ChannelState::Offered
+            }
             ChannelState::Open { .. } => hvctl::ChannelState::Open,
             ChannelState::Revoked { .. } => hvctl::ChannelState::Rescinded,
         };
@@ -370,13 +386,19 @@ impl Server {
     }
 
     fn send<M: ChannelMessage + std::fmt::Debug>(&mut self, message: &M) {
-        let vp = self.connection.as_ref().map_or(VpIndex(0), |c| c.message_vp);
+        let vp = self
+            .connection
+            .as_ref()
+            .map_or(VpIndex(0), |c| c.message_vp);
         self.send_to(vp, message);
     }
 
     fn send_to<M: ChannelMessage + std::fmt::Debug>(&mut self, vp: VpIndex, message: &M) {
         tracing::trace!(?message, vp = vp.0, "message to guest");
-        self.actions.push_back(Action::Post { vp, message: MessageBuffer::from_message(message) });
+        self.actions.push_back(Action::Post {
+            vp,
+            message: MessageBuffer::from_message(message),
+        });
     }
 
     fn event(&mut self, event: Event) {
@@ -385,7 +407,10 @@ impl Server {
 
     /// The offer that the guest knows under `relid`.
     fn by_relid(&self, relid: Relid, what: &str) -> Result<OfferId, String> {
-        self.relids.get(&relid).copied().ok_or_else(|| format!("{what}: relid {relid} is not offered"))
+        self.relids
+            .get(&relid)
+            .copied()
+            .ok_or_else(|| format!("{what}: relid {relid} is not offered"))
     }
 
     fn is_ram_page(&self, gpa: u64) -> bool {

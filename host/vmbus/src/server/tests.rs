@@ -8,9 +8,9 @@ mod table;
 
 use hv_partition::GuestRam;
 use vmbus_proto::msg::{
-    ChannelMessage, CloseChannel, GpadlHeader, GpadlId, GpadlTeardown, HostMessage, InitiateContact, MessageBuffer,
-    ModifyChannel, OfferChannel, OfferFlags, OpenChannel, Relid, RelidReleased, RequestOffers, Status, TargetInfo,
-    Unload, MESSAGE_CONNECTION_ID_4,
+    ChannelMessage, CloseChannel, GpadlHeader, GpadlId, GpadlTeardown, HostMessage,
+    InitiateContact, MessageBuffer, ModifyChannel, OfferChannel, OfferFlags, OpenChannel, Relid,
+    RelidReleased, RequestOffers, Status, TargetInfo, Unload, MESSAGE_CONNECTION_ID_4,
 };
 use vmbus_proto::range::GpaRangeHeader;
 use vmbus_proto::{FeatureFlags, Guid, VmbusVersion};
@@ -52,27 +52,40 @@ impl Bench {
         server.add_offer(spec("two", 2, 0), true);
         server.add_offer(spec("two", 2, 1), false);
         server.add_offer(spec("three", 3, 0), true);
-        Self { server, sent: vec![], opened: vec![], closed: vec![], retargeted: vec![], answer_opens: true }
+        Self {
+            server,
+            sent: vec![],
+            opened: vec![],
+            closed: vec![],
+            retargeted: vec![],
+            answer_opens: true,
+        }
     }
 
     fn settle(&mut self) {
         while let Some(action) = self.server.next_action() {
             match action {
                 Action::Post { vp, message } => {
-                    let message = HostMessage::parse(message.as_bytes()).expect("the server sends what parses");
+                    let message = HostMessage::parse(message.as_bytes())
+                        .expect("the server sends what parses");
                     self.sent.push((vp.0, message));
                 }
-                Action::Open { offer, .. } if self.answer_opens => self.server.open_complete(offer, Status::SUCCESS),
+                Action::Open { offer, .. } if self.answer_opens => {
+                    self.server.open_complete(offer, Status::SUCCESS)
+                }
                 Action::Open { offer, .. } => self.opened.push(offer),
                 Action::Close { offer } => self.closed.push(offer),
-                Action::Retarget { offer, vp } => self.retargeted.push((offer, vp.map_or(u32::MAX, |vp| vp.0))),
+                Action::Retarget { offer, vp } => self
+                    .retargeted
+                    .push((offer, vp.map_or(u32::MAX, |vp| vp.0))),
                 Action::GpadlGone { .. } | Action::Event(_) => {}
             }
         }
     }
 
     fn raw(&mut self, bytes: &[u8]) {
-        self.server.on_guest_message(MESSAGE_CONNECTION_ID_4, 1, bytes);
+        self.server
+            .on_guest_message(MESSAGE_CONNECTION_ID_4, 1, bytes);
         self.settle();
         check_invariants(&self.server);
     }
@@ -83,7 +96,10 @@ impl Bench {
 
     /// All that was said since the last call.
     fn heard(&mut self) -> Vec<HostMessage> {
-        std::mem::take(&mut self.sent).into_iter().map(|(_, m)| m).collect()
+        std::mem::take(&mut self.sent)
+            .into_iter()
+            .map(|(_, m)| m)
+            .collect()
     }
 
     fn contact(&mut self, version: VmbusVersion) {
@@ -131,19 +147,33 @@ impl Bench {
     }
 
     fn teardown(&mut self, relid: u32, id: u32) {
-        self.send(GpadlTeardown { relid: Relid(relid), gpadl: GpadlId(id), ..GpadlTeardown::blank() });
+        self.send(GpadlTeardown {
+            relid: Relid(relid),
+            gpadl: GpadlId(id),
+            ..GpadlTeardown::blank()
+        });
     }
 
     fn close(&mut self, relid: u32) {
-        self.send(CloseChannel { relid: Relid(relid), ..CloseChannel::blank() });
+        self.send(CloseChannel {
+            relid: Relid(relid),
+            ..CloseChannel::blank()
+        });
     }
 
     fn release(&mut self, relid: u32) {
-        self.send(RelidReleased { relid: Relid(relid), ..RelidReleased::blank() });
+        self.send(RelidReleased {
+            relid: Relid(relid),
+            ..RelidReleased::blank()
+        });
     }
 
     fn modify(&mut self, relid: u32, target_vp: u32) {
-        self.send(ModifyChannel { relid: Relid(relid), target_vp, ..ModifyChannel::blank() });
+        self.send(ModifyChannel {
+            relid: Relid(relid),
+            target_vp,
+            ..ModifyChannel::blank()
+        });
     }
 
     fn violations(&self) -> u64 {
@@ -151,13 +181,24 @@ impl Bench {
     }
 
     fn last_violation(&self) -> String {
-        self.server.violations().texts().last().unwrap_or_default().to_owned()
+        self.server
+            .violations()
+            .texts()
+            .last()
+            .unwrap_or_default()
+            .to_owned()
     }
 }
 
 fn contact(version: VmbusVersion) -> InitiateContact {
     let target = if version.has_message_connection_id() {
-        TargetInfo { sint: 2, vtl: 0, reserved: [0; 2], features: FeatureFlags::empty() }.to_u64()
+        TargetInfo {
+            sint: 2,
+            vtl: 0,
+            reserved: [0; 2],
+            features: FeatureFlags::empty(),
+        }
+        .to_u64()
     } else {
         0x5000
     };
@@ -181,7 +222,10 @@ fn gpadl_header(relid: u32, id: u32, pfns: &[u64]) -> MessageBuffer {
         ..GpadlHeader::blank()
     };
     let mut buffer = MessageBuffer::from_message(&header);
-    let range = GpaRangeHeader { byte_count: pfns.len() as u32 * 4096, byte_offset: 0 };
+    let range = GpaRangeHeader {
+        byte_count: pfns.len() as u32 * 4096,
+        byte_offset: 0,
+    };
     buffer.append(range.as_bytes()).expect("fits");
     for pfn in pfns {
         buffer.append(&pfn.to_le_bytes()).expect("fits");
@@ -199,7 +243,10 @@ fn check_invariants(server: &Server) {
             assert!(server.connection.is_some(), "relid without a connection");
         }
         if let super::ChannelState::Open { request, .. } = &offer.state {
-            assert!(server.gpadls.contains_key(&request.gpadl), "open channel without its ring");
+            assert!(
+                server.gpadls.contains_key(&request.gpadl),
+                "open channel without its ring"
+            );
         }
     }
     assert!(relids.iter().eq(server.relids.keys()));
@@ -208,7 +255,10 @@ fn check_invariants(server: &Server) {
         assert!(server.gpadls.is_empty());
     }
     for gpadl in server.gpadls.values() {
-        assert!(server.offers[gpadl.offer.0].state.relid().is_some(), "GPADL of a channel the guest does not know");
+        assert!(
+            server.offers[gpadl.offer.0].state.relid().is_some(),
+            "GPADL of a channel the guest does not know"
+        );
     }
     assert!(server.violations().texts().count() <= 64);
     assert!(server.actions.is_empty());

@@ -11,10 +11,24 @@ enum Step {
     Contact(usize, u32, u64, u64),
     Unload,
     RequestOffers,
-    Gpadl { relid: u32, id: u32, buflen: u16, count: u16, words: Vec<u64> },
-    Body { id: u32, words: Vec<u64> },
+    Gpadl {
+        relid: u32,
+        id: u32,
+        buflen: u16,
+        count: u16,
+        words: Vec<u64>,
+    },
+    Body {
+        id: u32,
+        words: Vec<u64>,
+    },
     Teardown(u32, u32),
-    Open { relid: u32, gpadl: u32, vp: u32, offset: u32 },
+    Open {
+        relid: u32,
+        gpadl: u32,
+        vp: u32,
+        offset: u32,
+    },
     Close(u32),
     Release(u32),
     Modify(u32, u32),
@@ -70,7 +84,9 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn with_words(head: &[u8], words: &[u64]) -> Vec<u8> {
     let mut bytes = head.to_vec();
-    words.iter().for_each(|w| bytes.extend_from_slice(&w.to_le_bytes()));
+    words
+        .iter()
+        .for_each(|w| bytes.extend_from_slice(&w.to_le_bytes()));
     bytes
 }
 
@@ -84,7 +100,13 @@ fn play(bench: &mut Bench, step: Step) {
         }),
         Step::Unload => bench.send(Unload::blank()),
         Step::RequestOffers => bench.send(RequestOffers::blank()),
-        Step::Gpadl { relid, id, buflen, count, words } => {
+        Step::Gpadl {
+            relid,
+            id,
+            buflen,
+            count,
+            words,
+        } => {
             let header = GpadlHeader {
                 relid: Relid(relid),
                 gpadl: GpadlId(id),
@@ -95,11 +117,19 @@ fn play(bench: &mut Bench, step: Step) {
             bench.raw(&with_words(header.as_bytes(), &words));
         }
         Step::Body { id, words } => {
-            let body = vmbus_proto::msg::GpadlBody { gpadl: GpadlId(id), ..vmbus_proto::msg::GpadlBody::blank() };
+            let body = vmbus_proto::msg::GpadlBody {
+                gpadl: GpadlId(id),
+                ..vmbus_proto::msg::GpadlBody::blank()
+            };
             bench.raw(&with_words(body.as_bytes(), &words));
         }
         Step::Teardown(relid, id) => bench.teardown(relid, id),
-        Step::Open { relid, gpadl, vp, offset } => bench.send(OpenChannel {
+        Step::Open {
+            relid,
+            gpadl,
+            vp,
+            offset,
+        } => bench.send(OpenChannel {
             relid: Relid(relid),
             ring_gpadl: GpadlId(gpadl),
             target_vp: vp,
@@ -114,7 +144,14 @@ fn play(bench: &mut Bench, step: Step) {
         Step::Reset => bench.server.reset(),
         Step::Raw(bytes) => bench.raw(&bytes),
         Step::Complete(i, ok) => {
-            bench.server.open_complete(OfferId(i), if ok { Status::SUCCESS } else { Status::UNSUCCESSFUL });
+            bench.server.open_complete(
+                OfferId(i),
+                if ok {
+                    Status::SUCCESS
+                } else {
+                    Status::UNSUCCESSFUL
+                },
+            );
         }
     }
     bench.settle();

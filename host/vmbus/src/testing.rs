@@ -1,0 +1,462 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! A guest played by a script, on a host without threads: messages, rings and services are real, only the
+//! processor is not there.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::{sync_channel, Receiver};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hv_partition::{GuestRam, HypercallSink, Machine, Partition, PostError, VpIndex};
+use hvctl::{Command, Reply};
+use parking_lot::Mutex;
+use vmbus_proto::msg::{
+    ChannelMessage, CloseChannel, GpadlHeader, GpadlId, GpadlTeardown, HostMessage,
+    InitiateContact, MessageBuffer, OfferChannel, OpenChannel, Relid, RelidReleased, RequestOffers,
+    TargetInfo,
+};
+use vmbus_proto::packet::PacketType;
+use vmbus_proto::range::GpaRangeHeader;
+use vmbus_proto::ring::{Consumer, Producer, ReadError};
+use vmbus_proto::{FeatureFlags, VmbusVersion};
+use zerocopy::IntoBytes;
+
+use crate::engine::Engine;
+use crate::inbox::{Client, Inbox, Input};
+use crate::ring::RingPages;
+use crate::{devices, DeviceConfig};
+
+const PAGES: u64 = 1024;
+pub(crate) const MONITOR_PAGE: u64 = 0x3000;
+
+/// The hypervisor, as far as it is needed.
+pub(crate) struct FakePartition {
+    ram: GuestRam,
+    vps: u32,
+    reference: AtomicU64,
+    pub(crate) messages: Mutex<VecDeque<(VpIndex, Vec<u8>)>>,
+    /// Messages that fit before the queue is full.
+    pub(crate) message_room: AtomicU32,
+    pub(crate) events: Mutex<HashSet<(VpIndex, u16)>>,
+    /// Called when an event flag is newly set: a vCPU that reacts at once.
+    pub(crate) on_event: Mutex<Option<Box<dyn FnMut() + Send>>>,
+}
+
+impl Partition for FakePartition {
+    fn vp_count(&self) -> u32 {
+        self.vps
+    }
+
+    fn post_message(
+        &self,
+        vp: VpIndex,
+        sint: u8,
+        msg_type: u32,
+        payload: &[u8],
+    ) -> Result<(), PostError> {
+        assert_eq!(msg_type, 1);
+        assert_eq!(sint, 2);
+        if vp.0 >= self.vps {
+            return Err(PostError::InvalidVp);
+        }
+        let mut messages = self.messages.lock();
+        if messages.len() >= self.message_room.load(Ordering::Relaxed) as usize {
+            return Err(PostError::QueueFull);
+        }
+        messages.push_back((vp, payload.to_vec()));
+        Ok(())
+    }
+
+    fn signal_event(&self, vp: VpIndex, sint: u8, flag: u16) -> Result<bool, PostError> {
+        assert_eq!(sint, 2);
+        if vp.0 >= self.vps {
+            return Err(PostError::InvalidVp);
+        }
+        let new = self.events.lock().insert((vp, flag));
+        if let Some(f) = self.on_event.lock().as_mut().filter(|_| new) {
+            f();
+        }
+        Ok(new)
+    }
+
+    fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    fn reference_time(&self) -> u64 {
+        self.reference.load(Ordering::Relaxed)
+    }
+
+    fn counters(&self) -> Vec<(String, u64)> {
+        vec![(
+            "synic_messages".into(),
+            100 + self.messages.lock().len() as u64,
+        )]
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::json!({ "guest_os_id": 7 })
+    }
+
+    fn profile_mark(&self) -> Result<(), String> {
+        Err("no profile".into())
+    }
+
+    fn profile_read(&self) -> Result<serde_json::Value, String> {
+        Err("no profile".into())
+    }
+}
+
+/// Records what it is told to do.
+#[derive(Default)]
+pub(crate) struct FakeMachine {
+    pub(crate) calls: Mutex<Vec<&'static str>>,
+}
+
+impl Machine for FakeMachine {
+    fn interrupt(&self, _vp: VpIndex, _vector: u8) {}
+    fn tsc(&self) -> u64 {
+        0
+    }
+    fn tsc_frequency(&self) -> u64 {
+        1_000_000_000
+    }
+    fn pause(&self) {
+        self.calls.lock().push("pause");
+    }
+    fn resume(&self) {
+        self.calls.lock().push("resume");
+    }
+    fn reset(&self) {
+        self.calls.lock().push("reset");
+    }
+    fn power_off(&self) {
+        self.calls.lock().push("power_off");
+    }
+}
+
+pub(crate) fn fake_partition(vps: u32) -> Arc<FakePartition> {
+    Arc::new(FakePartition {
+        ram: GuestRam::for_tests((PAGES * 4096) as usize),
+        vps,
+        reference: AtomicU64::new(10_000_000),
+        messages: Mutex::default(),
+        message_room: AtomicU32::new(1000),
+        events: Mutex::default(),
+        on_event: Mutex::default(),
+    })
+}
+
+pub(crate) fn contact() -> InitiateContact {
+    let target = TargetInfo {
+        sint: 2,
+        vtl: 0,
+        reserved: [0; 2],
+        features: FeatureFlags::empty(),
+    };
+    InitiateContact {
+        version: VmbusVersion::V6_0,
+        interrupt_page_or_target: target.to_u64(),
+        monitor_page1: 0x2000,
+        monitor_page2: MONITOR_PAGE,
+        ..InitiateContact::blank()
+    }
+}
+
+/// The guest's end of an open channel.
+pub(crate) struct GuestChannel {
+    pub(crate) relid: u32,
+    gpadl: u32,
+    pub(crate) tx: Producer<RingPages>,
+    pub(crate) rx: Consumer<RingPages>,
+}
+
+/// Host and guest.
+pub(crate) struct Bench {
+    pub(crate) engine: Engine,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) partition: Arc<FakePartition>,
+    pub(crate) machine: Arc<FakeMachine>,
+    pub(crate) now: Instant,
+    pub(crate) offers: HashMap<String, OfferChannel>,
+    client: Client,
+    lines: Receiver<String>,
+    next_id: u64,
+    next_page: u64,
+    next_gpadl: u32,
+}
+
+impl Bench {
+    pub(crate) fn new(device_configs: &[DeviceConfig]) -> Self {
+        let partition = fake_partition(4);
+        let machine = Arc::new(FakeMachine::default());
+        let inbox = Arc::new(Inbox::new());
+        let mut engine = Engine::new(
+            VmbusVersion::V6_0,
+            partition.clone(),
+            machine.clone(),
+            inbox.clone(),
+            None,
+        );
+        for config in device_configs {
+            engine.add_device(devices::make(config).expect("a known device"));
+        }
+        let (sender, lines) = sync_channel(1000);
+        Self {
+            engine,
+            inbox,
+            partition,
+            machine,
+            now: Instant::now(),
+            offers: HashMap::new(),
+            client: Client::new(sender),
+            lines,
+            next_id: 1,
+            next_page: 16,
+            next_gpadl: 0xe1e10,
+        }
+    }
+
+    /// As the worker thread: takes what came in.
+    pub(crate) fn run(&mut self) {
+        // In the past: nothing is waited for.
+        let taken = self.inbox.take(Instant::now());
+        for input in taken.inputs {
+            self.engine.input(input, self.now);
+        }
+        for (relid, count) in taken.signals {
+            self.engine.signal(relid, count, self.now);
+        }
+        self.engine.tick(self.now);
+    }
+
+    /// Lets time pass, for the host and, unless the VM is `stopped`, for the guest.
+    pub(crate) fn pass(&mut self, ms: u64, stopped: bool) {
+        for _ in 0..ms.div_ceil(10) {
+            self.now += Duration::from_millis(10);
+            if !stopped {
+                self.partition
+                    .reference
+                    .fetch_add(100_000, Ordering::Relaxed);
+            }
+            self.run();
+        }
+    }
+
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        assert_eq!(self.inbox.post_message(VpIndex(0), 4, 1, bytes), 0);
+        self.run();
+    }
+
+    pub(crate) fn send<M: ChannelMessage>(&mut self, message: M) {
+        self.raw(message.as_bytes());
+    }
+
+    /// The next channel message, taken from the queue.
+    pub(crate) fn heard(&mut self) -> Option<HostMessage> {
+        let (_, bytes) = self.partition.messages.lock().pop_front()?;
+        Some(HostMessage::parse(&bytes).expect("host sends what parses"))
+    }
+
+    pub(crate) fn connect(&mut self) {
+        self.send(contact());
+        assert!(matches!(
+            self.heard(),
+            Some(HostMessage::VersionResponse(_))
+        ));
+        self.send(RequestOffers::blank());
+        self.take_offers();
+    }
+
+    /// Reads offers; whether they ended with the mark.
+    pub(crate) fn take_offers(&mut self) -> bool {
+        while let Some(message) = self.heard() {
+            match message {
+                HostMessage::OfferChannel(offer) => {
+                    let name = vmbus_proto::class::class_of(&offer.class_id).name;
+                    self.offers.insert(name.into(), offer);
+                }
+                HostMessage::AllOffersDelivered(_) => return true,
+                other => panic!("{other:?}"),
+            }
+        }
+        false
+    }
+
+    /// Opens the channel of class `name` with rings of `pages` pages each.
+    pub(crate) fn open(&mut self, name: &str, pages: u64) -> GuestChannel {
+        let relid = self.offers[name].relid;
+        let pfns: Vec<u64> = (self.next_page..self.next_page + 2 * pages).collect();
+        self.next_page += 2 * pages;
+        let gpadl = GpadlId(self.next_gpadl);
+        self.next_gpadl += 1;
+        let header = GpadlHeader {
+            relid,
+            gpadl,
+            range_buflen: (8 + pfns.len() * 8) as u16,
+            range_count: 1,
+            ..GpadlHeader::blank()
+        };
+        let mut message = MessageBuffer::from_message(&header);
+        let range = GpaRangeHeader {
+            byte_count: pfns.len() as u32 * 4096,
+            byte_offset: 0,
+        };
+        message.append(range.as_bytes()).expect("fits");
+        pfns.iter()
+            .for_each(|pfn| message.append(&pfn.to_le_bytes()).expect("fits"));
+        self.raw(message.as_bytes());
+        assert!(
+            matches!(self.heard(), Some(HostMessage::GpadlCreated(g)) if g.status.is_success())
+        );
+        let (tx, rx) = pfns.split_at(pages as usize);
+        let ring = |pfns| RingPages::new(self.partition.ram.clone(), pfns).expect("ring");
+        let channel = GuestChannel {
+            relid: relid.0,
+            gpadl: gpadl.0,
+            tx: Producer::init(ring(tx)).expect("ring"),
+            rx: Consumer::init(ring(rx)).expect("ring"),
+        };
+        self.send(OpenChannel {
+            relid,
+            ring_gpadl: gpadl,
+            target_vp: 1,
+            downstream_page_offset: pages as u32,
+            ..OpenChannel::blank()
+        });
+        assert!(
+            matches!(self.heard(), Some(HostMessage::OpenChannelResult(o)) if o.status.is_success())
+        );
+        channel
+    }
+
+    pub(crate) fn close(&mut self, channel: &GuestChannel) {
+        let (relid, gpadl) = (Relid(channel.relid), GpadlId(channel.gpadl));
+        self.send(CloseChannel {
+            relid,
+            ..CloseChannel::blank()
+        });
+        self.send(GpadlTeardown {
+            relid,
+            gpadl,
+            ..GpadlTeardown::blank()
+        });
+        assert!(matches!(self.heard(), Some(HostMessage::GpadlTorndown(t)) if t.gpadl == gpadl));
+    }
+
+    pub(crate) fn release(&mut self, relid: u32) {
+        self.send(RelidReleased {
+            relid: Relid(relid),
+            ..RelidReleased::blank()
+        });
+    }
+
+    /// The guest's HvCallSignalEvent for the channel.
+    pub(crate) fn signal(&mut self, relid: u32) -> u16 {
+        let status = self.inbox.signal_event(VpIndex(0), 0x2000 | relid, 0);
+        self.run();
+        status
+    }
+
+    /// The next packet's transaction id and payload.
+    pub(crate) fn receive(&mut self, channel: &mut GuestChannel) -> Option<(u64, Vec<u8>)> {
+        let mut buf = vec![0; 65536];
+        match channel.rx.read(&mut buf) {
+            Ok(packet) => {
+                let got = (packet.transaction_id(), packet.payload.to_vec());
+                let drained = channel.rx.finish();
+                self.partition
+                    .events
+                    .lock()
+                    .remove(&(VpIndex(1), channel.relid as u16));
+                if drained.signal {
+                    self.signal(channel.relid);
+                }
+                Some(got)
+            }
+            Err(ReadError::Empty) => {
+                let _ = channel.rx.finish();
+                None
+            }
+            Err(e) => panic!("host wrote {e}"),
+        }
+    }
+
+    /// Sends a packet and signals if the ring says so.
+    pub(crate) fn transmit(&mut self, channel: &mut GuestChannel, id: u64, payload: &[u8]) {
+        channel.tx.send_in_band(payload, id, false).expect("room");
+        if channel.tx.commit() {
+            assert_eq!(self.signal(channel.relid), 0);
+        } else {
+            self.run();
+        }
+    }
+
+    /// Sends a packet of another type.
+    pub(crate) fn transmit_type(
+        &mut self,
+        channel: &mut GuestChannel,
+        packet_type: PacketType,
+        payload: &[u8],
+    ) {
+        let writer = channel.tx.begin(
+            packet_type,
+            vmbus_proto::packet::PacketFlags::empty(),
+            1,
+            0,
+            payload.len(),
+        );
+        let mut writer = writer.expect("room");
+        writer.put(payload).expect("length");
+        writer.finish().expect("length");
+        if channel.tx.commit() {
+            self.signal(channel.relid);
+        }
+    }
+
+    /// Sends a control command; its answer comes by [`Bench::answer`].
+    pub(crate) fn ask(&mut self, cmd: Command) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.inbox.push(Input::Control {
+            client: self.client.clone(),
+            id,
+            cmd,
+        });
+        self.run();
+        id
+    }
+
+    /// The answer to request `id`, if it is there; lines before it are dropped.
+    pub(crate) fn answer(&mut self, id: u64) -> Option<Result<serde_json::Value, String>> {
+        while let Ok(line) = self.lines.try_recv() {
+            if let Ok(reply) = serde_json::from_str::<Reply>(&line) {
+                if reply.id == id {
+                    return Some(match reply.err {
+                        Some(err) => Err(err),
+                        None => Ok(reply.ok.unwrap_or_default()),
+                    });
+                }
+            }
+        }
+        None
+    }
+
+    /// Sends a command that is answered at once.
+    pub(crate) fn control(&mut self, cmd: Command) -> Result<serde_json::Value, String> {
+        let id = self.ask(cmd);
+        self.answer(id).expect("answered at once")
+    }
+
+    /// All lines that wait, such as events.
+    pub(crate) fn all_lines(&mut self) -> Vec<String> {
+        self.lines.try_iter().collect()
+    }
+
+    pub(crate) fn violations(&mut self) -> hvctl::Violations {
+        let value = self.control(Command::Violations).expect("violations");
+        serde_json::from_value(value).expect("violations")
+    }
+}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 
-//! Instruction counts with names: the answer to `profile-read` put together with the guest's `/proc/kallsyms`.
+//! Instruction counts with names: the answer to `profile-read` put together with the guest's
+//! `/proc/kallsyms`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,13 +15,14 @@ pub const USER: &str = "user";
 /// The module name of code in front of the first symbol.
 pub const UNKNOWN: &str = "unknown";
 
-/// The answer to `profile-read`: guest instructions begun since the mark, by the address of the first instruction of the
-/// block (a straight run of code up to a jump) that they are part of.
+/// The answer to `profile-read`: guest instructions begun since the mark, by the address of the
+/// first instruction of the block (a straight run of code up to a jump) that they are part of.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProfileCounts {
     /// All instructions.
     pub total: u64,
-    /// Address in hexadecimal with `0x`, and count, by ascending address; addresses without a count are left out.
+    /// Address in hexadecimal with `0x`, and count, by ascending address; addresses without a count
+    /// are left out.
     pub blocks: Vec<(String, u64)>,
 }
 
@@ -46,8 +48,8 @@ pub struct Symbols {
 }
 
 impl Symbols {
-    /// Reads the text of `/proc/kallsyms`. Data symbols are left out; of several names for one address a global one wins,
-    /// then the first.
+    /// Reads the text of `/proc/kallsyms`. Data symbols are left out; of several names for one
+    /// address a global one wins, then the first.
     ///
     /// # Errors
     /// [`ProfileError::Line`], [`ProfileError::Hidden`].

@@ -20,7 +20,8 @@ impl Counter {
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// The counters of a partition that are not per VP; read by name through `Partition::counters`.
+        /// The counters of a partition that are not per VP; read by name through
+        /// `Partition::counters`.
         #[derive(Debug, Default)]
         pub(crate) struct Counters { $($(#[$doc])* pub(crate) $name: Counter),* }
 

@@ -28,7 +28,8 @@ pub mod features_eax {
     pub const FREQUENCY: u32 = 1 << 11;
 }
 
-/// `HV_PARTITION_PRIVILEGE_MASK` high half (leaf 0x40000003 EBX): which hypercalls the guest may make.
+/// `HV_PARTITION_PRIVILEGE_MASK` high half (leaf 0x40000003 EBX): which hypercalls the guest may
+/// make.
 pub mod features_ebx {
     /// PostMessages
     pub const POST_MESSAGES: u32 = 1 << 4;
@@ -60,12 +61,14 @@ pub mod hints_eax {
     pub const DEPRECATE_AUTO_EOI: u32 = 1 << 9;
 }
 
-/// The answer to CPUID `function` for a partition of `vp_count` virtual processors, as EAX, EBX, ECX, EDX; `None` when the
-/// leaf is not of the hypervisor range, so that the processor must answer.
+/// The answer to CPUID `function` for a partition of `vp_count` virtual processors, as EAX, EBX,
+/// ECX, EDX; `None` when the leaf is not of the hypervisor range, so that the processor must
+/// answer.
 ///
-/// All of 0x40000000..=0x400000ff is answered, with zeros where the TLFS defines nothing: a machine's own answer there (KVM's,
-/// Xen's, or the highest basic leaf as real processors give) would be taken for Hyper-V's. In particular the leaves
-/// 0x40000080..0x40000082 of the virtualization stack must read as zero: no confidential VMBus.
+/// All of 0x40000000..=0x400000ff is answered, with zeros where the TLFS defines nothing: a
+/// machine's own answer there (KVM's, Xen's, or the highest basic leaf as real processors give)
+/// would be taken for Hyper-V's. In particular the leaves 0x40000080..0x40000082 of the
+/// virtualization stack must read as zero: no confidential VMBus.
 pub fn answer(function: u32, vp_count: u32) -> Option<[u32; 4]> {
     if !(leaf::FIRST..=leaf::LAST).contains(&function) {
         return None;
@@ -74,8 +77,8 @@ pub fn answer(function: u32, vp_count: u32) -> Option<[u32; 4]> {
     Some(match function {
         leaf::VENDOR => [leaf::HARDWARE, word(b"Micr"), word(b"osof"), word(b"t Hv")],
         leaf::INTERFACE => [word(b"Hv#1"), 0, 0, 0],
-        // Build 26100 of version 10.0, the one of Windows Server 2025, which is the first with VMBus 6.0;
-        // ECX service pack 0, EDX service branch 0, number 0.
+        // Build 26100 of version 10.0, the one of Windows Server 2025, which is the first with
+        // VMBus 6.0; ECX service pack 0, EDX service branch 0, number 0.
         leaf::VERSION => [26100, 10 << 16, 0, 0],
         leaf::FEATURES => {
             let eax = features_eax::VP_RUNTIME
@@ -88,7 +91,9 @@ pub fn answer(function: u32, vp_count: u32) -> Option<[u32; 4]> {
                 | features_eax::RESET
                 | features_eax::REFERENCE_TSC
                 | features_eax::FREQUENCY;
-            let ebx = features_ebx::POST_MESSAGES | features_ebx::SIGNAL_EVENTS | features_ebx::EXTENDED_HYPERCALLS;
+            let ebx = features_ebx::POST_MESSAGES
+                | features_ebx::SIGNAL_EVENTS
+                | features_ebx::EXTENDED_HYPERCALLS;
             let edx = features_edx::FREQUENCY
                 | features_edx::CRASH
                 | features_edx::SINT_POLLING
@@ -98,8 +103,14 @@ pub fn answer(function: u32, vp_count: u32) -> Option<[u32; 4]> {
         }
         // EBX: spin this often before HvCallNotifyLongSpinWait; all ones: never.
         // ECX: physical address bits, 0: not told.
-        leaf::RECOMMENDATIONS => [hints_eax::RELAXED_TIMING | hints_eax::DEPRECATE_AUTO_EOI, u32::MAX, 0, 0],
-        // EAX virtual processors, EBX logical processors, ECX physical interrupt vectors for remapping.
+        leaf::RECOMMENDATIONS => [
+            hints_eax::RELAXED_TIMING | hints_eax::DEPRECATE_AUTO_EOI,
+            u32::MAX,
+            0,
+            0,
+        ],
+        // EAX virtual processors, EBX logical processors, ECX physical interrupt vectors for
+        // remapping.
         leaf::LIMITS => [vp_count, vp_count, 0, 0],
         _ => [0; 4],
     })
@@ -111,9 +122,13 @@ mod tests {
 
     #[test]
     fn the_table_is_the_one_of_the_tlfs() {
-        // TLFS, HvCpuIdFunction...: vendor id "Microsoft Hv" in EBX, ECX, EDX; EAX the highest leaf, >= 0x40000005.
+        // TLFS, HvCpuIdFunction...: vendor id "Microsoft Hv" in EBX, ECX, EDX; EAX the highest
+        // leaf, >= 0x40000005.
         let [max, b, c, d] = answer(0x4000_0000, 4).unwrap();
-        assert!((0x4000_0005..0x4000_000a).contains(&max), "leaf 0x4000000a would announce nested features");
+        assert!(
+            (0x4000_0005..0x4000_000a).contains(&max),
+            "leaf 0x4000000a would announce nested features"
+        );
         let text: Vec<u8> = [b, c, d].iter().flat_map(|w| w.to_le_bytes()).collect();
         assert_eq!(text, b"Microsoft Hv");
         assert_eq!(answer(0x4000_0001, 4).unwrap(), [0x3123_7648, 0, 0, 0]);

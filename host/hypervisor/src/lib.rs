@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 
-//! The hypervisor half of the emulated Hyper-V host: CPUID, synthetic MSRs, hypercalls, SynIC and synthetic timers, after
-//! Microsoft's Hypervisor Top-Level Functional Specification (TLFS).
+//! The hypervisor half of the emulated Hyper-V host: CPUID, synthetic MSRs, hypercalls, SynIC and
+//! synthetic timers, after Microsoft's Hypervisor Top-Level Functional Specification (TLFS).
 //!
-//! Nothing here knows QEMU (see [`hv_partition::Machine`] and [`Processors`]) or VMBus (see [`hv_partition::HypercallSink`]).
+//! Nothing here knows QEMU (see [`hv_partition::Machine`] and [`Processors`]) or VMBus (see
+//! [`hv_partition::HypercallSink`]).
 #![forbid(unsafe_code)]
 
 mod counters;
@@ -43,7 +44,8 @@ pub trait Processors: Send + Sync {
     /// Time that `vp` has run, in 100 ns. Called on that VP's thread.
     fn runtime(&self, vp: VpIndex) -> u64;
 
-    /// Reads the 32-bit local APIC register at `offset` (as in the APIC's MMIO page). Called on that VP's thread.
+    /// Reads the 32-bit local APIC register at `offset` (as in the APIC's MMIO page). Called on
+    /// that VP's thread.
     fn apic_read(&self, vp: VpIndex, offset: u16) -> u32;
 
     /// Writes a local APIC register, as [`Self::apic_read`].
@@ -80,7 +82,8 @@ pub(crate) struct Shared {
     profiler: Option<Arc<dyn Profiler>>,
     vps: Vec<Vp>,
     registers: Mutex<PartitionRegisters>,
-    /// Whether the guest has established the hypercall interface; kept apart from `registers` for the hypercall path.
+    /// Whether the guest has established the hypercall interface; kept apart from `registers` for
+    /// the hypercall path.
     hypercalls_enabled: AtomicBool,
     /// Guest TSC at the last reset.
     start_tsc: AtomicU64,
@@ -108,12 +111,18 @@ pub struct Hypervisor {
 }
 
 impl Hypervisor {
-    /// Makes a partition in its reset state and starts its timer thread, which inherits the caller's signal mask.
+    /// Makes a partition in its reset state and starts its timer thread, which inherits the
+    /// caller's signal mask.
     pub fn new(config: Config) -> Arc<Self> {
         let shared = Arc::new(Shared::new(config));
         let timers = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("hv-timers".into()).spawn(move || while timers.timer_round() {});
-        Arc::new(Self { shared, thread: Mutex::new(thread.ok()) })
+        let thread = std::thread::Builder::new()
+            .name("hv-timers".into())
+            .spawn(move || while timers.timer_round() {});
+        Arc::new(Self {
+            shared,
+            thread: Mutex::new(thread.ok()),
+        })
     }
 
     /// Connects the VMBus half, once; later calls are ignored. Without it, no connection id exists.
@@ -121,7 +130,8 @@ impl Hypervisor {
         let _ = self.shared.sink.set(sink);
     }
 
-    /// CPUID `function` as EAX, EBX, ECX, EDX; `None`: not a leaf of the hypervisor, the processor answers.
+    /// CPUID `function` as EAX, EBX, ECX, EDX; `None`: not a leaf of the hypervisor, the processor
+    /// answers.
     pub fn cpuid(&self, function: u32) -> Option<[u32; 4]> {
         let answer = cpuid::answer(function, self.shared.vps.len() as u32)?;
         self.shared.counters.cpuid.add();
@@ -144,18 +154,21 @@ impl Hypervisor {
         self.shared.write_msr(vp, msr, value)
     }
 
-    /// A hypercall on `vp`'s thread; returns the result value. `None`: the guest gets #UD, since it has not enabled hypercalls.
+    /// A hypercall on `vp`'s thread; returns the result value. `None`: the guest gets #UD, since it
+    /// has not enabled hypercalls.
     pub fn hypercall(&self, vp: VpIndex, hypercall: Hypercall) -> Option<u64> {
         self.shared.hypercall(vp, hypercall)
     }
 
-    /// `vp` has just taken an external interrupt; called on its thread, before it executes the handler. Performs the EOI of
-    /// interrupts from SINTs with auto-EOI, which guests may still use although it is deprecated.
+    /// `vp` has just taken an external interrupt; called on its thread, before it executes the
+    /// handler. Performs the EOI of interrupts from SINTs with auto-EOI, which guests may still use
+    /// although it is deprecated.
     pub fn interrupt_taken(&self, vp: VpIndex) {
         self.shared.interrupt_taken(vp);
     }
 
-    /// The machine was reset: everything the guest has set up is forgotten. Called while no VP runs.
+    /// The machine was reset: everything the guest has set up is forgotten. Called while no VP
+    /// runs.
     pub fn reset(&self) {
         self.shared.reset();
     }
@@ -179,7 +192,13 @@ impl Drop for Hypervisor {
 
 impl Shared {
     fn new(config: Config) -> Self {
-        let Config { machine, processors, vp_count, ram, profiler } = config;
+        let Config {
+            machine,
+            processors,
+            vp_count,
+            ram,
+            profiler,
+        } = config;
         let shared = Self {
             vps: (0..vp_count).map(|index| Vp::new(VpIndex(index))).collect(),
             machine,
@@ -192,7 +211,10 @@ impl Shared {
             scale: OnceLock::new(),
             counters: Counters::default(),
             sink: OnceLock::new(),
-            timer: Mutex::new(TimerThread { running: true, stop: false }),
+            timer: Mutex::new(TimerThread {
+                running: true,
+                stop: false,
+            }),
             timer_wake: Condvar::new(),
             armed: AtomicU64::new(0),
         };
@@ -218,7 +240,9 @@ impl Shared {
     }
 
     fn clock(&self) -> ReferenceClock {
-        let scale = *self.scale.get_or_init(|| ReferenceClock::starting_at(0, self.machine.tsc_frequency()).scale);
+        let scale = *self
+            .scale
+            .get_or_init(|| ReferenceClock::starting_at(0, self.machine.tsc_frequency()).scale);
         ReferenceClock::with_scale(self.start_tsc.load(Ordering::Acquire), scale)
     }
 
@@ -235,7 +259,8 @@ impl Shared {
 
     /// Tells the timer thread that `vp`'s timers changed.
     fn timers_changed(&self, vp: &Vp) {
-        // SeqCst: `next_due` was stored before; the timer thread stores `armed` and then looks at `next_due`.
+        // SeqCst: `next_due` was stored before; the timer thread stores `armed` and then looks at
+        // `next_due`.
         if vp.next_due() < self.armed.load(Ordering::SeqCst) {
             // Taking the lock makes sure that the thread is waiting, not about to.
             drop(self.timer.lock());
@@ -262,8 +287,13 @@ impl Shared {
         if control.stop {
             return false;
         }
-        let due = if control.running { self.earliest() } else { u64::MAX };
-        self.armed.store(if control.running { due } else { 0 }, Ordering::SeqCst);
+        let due = if control.running {
+            self.earliest()
+        } else {
+            u64::MAX
+        };
+        self.armed
+            .store(if control.running { due } else { 0 }, Ordering::SeqCst);
         if control.running && self.earliest() < due {
             return true;
         }
@@ -273,7 +303,8 @@ impl Shared {
             let now = self.now();
             if now < due {
                 let wait = Duration::from_nanos((due - now).saturating_mul(100));
-                self.timer_wake.wait_for(&mut control, wait.min(Duration::from_secs(3600)));
+                self.timer_wake
+                    .wait_for(&mut control, wait.min(Duration::from_secs(3600)));
             }
         }
         self.armed.store(0, Ordering::SeqCst);

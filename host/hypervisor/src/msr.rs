@@ -11,10 +11,12 @@ use crate::tlfs::{bits, msr, PAGE_SIZE};
 use crate::vp::Fault;
 use crate::Shared;
 
-/// The local APIC's timer runs at this rate in QEMU (`hw/intc/apic.c`: one count per nanosecond at divide by 1).
+/// The local APIC's timer runs at this rate in QEMU (`hw/intc/apic.c`: one count per nanosecond at
+/// divide by 1).
 const APIC_FREQUENCY: u64 = 1_000_000_000;
 
-/// Local APIC registers: offsets in the APIC page. The ISR are eight registers of 32 vectors, 16 bytes apart.
+/// Local APIC registers: offsets in the APIC page. The ISR are eight registers of 32 vectors, 16
+/// bytes apart.
 const APIC_TPR: u16 = 0x80;
 const APIC_EOI: u16 = 0xb0;
 const APIC_ISR: u16 = 0x100;
@@ -47,7 +49,8 @@ pub(crate) struct PartitionRegisters {
     reference_tsc_page: Overlay,
     crash_parameters: [u64; 5],
     crash_control: u64,
-    /// Crash reports since the VM was started, across resets: a guest that panics usually resets next.
+    /// Crash reports since the VM was started, across resets: a guest that panics usually resets
+    /// next.
     pub(crate) crashes: Vec<Crash>,
 }
 
@@ -55,7 +58,10 @@ impl PartitionRegisters {
     /// Forgets what the guest has set; crash reports are the host's and stay.
     pub(crate) fn reset(&mut self) {
         let crashes = std::mem::take(&mut self.crashes);
-        *self = Self { crashes, ..Self::default() };
+        *self = Self {
+            crashes,
+            ..Self::default()
+        };
     }
 }
 
@@ -63,9 +69,12 @@ impl PartitionRegisters {
 const CRASHES_KEPT: usize = 16;
 
 impl Shared {
-    /// The VP has just taken an interrupt: performs the EOI when the vector belongs to a SINT with auto-EOI.
+    /// The VP has just taken an interrupt: performs the EOI when the vector belongs to a SINT with
+    /// auto-EOI.
     pub(crate) fn interrupt_taken(&self, vp: VpIndex) {
-        let Some(state) = self.vps.get(vp.0 as usize) else { return };
+        let Some(state) = self.vps.get(vp.0 as usize) else {
+            return;
+        };
         // The vector in service is the highest bit of the ISR.
         let in_service = || {
             (0..8u16).rev().find_map(|n| {
@@ -112,7 +121,9 @@ impl Shared {
                 high << 32 | u64::from(self.processors.apic_read(vp, APIC_ICR_LOW))
             }
             msr::TPR => self.processors.apic_read(vp, APIC_TPR).into(),
-            msr::CRASH_P0..=msr::CRASH_P4 => self.registers.lock().crash_parameters[(number - msr::CRASH_P0) as usize],
+            msr::CRASH_P0..=msr::CRASH_P4 => {
+                self.registers.lock().crash_parameters[(number - msr::CRASH_P0) as usize]
+            }
             // Reads tell what is supported (TLFS "Partition Crash Enlightenment").
             msr::CRASH_CTL => bits::CRASH_NOTIFY | bits::CRASH_MESSAGE,
             _ => state.read_msr(number)?,
@@ -129,7 +140,10 @@ impl Shared {
                 if value == 0 && registers.hypercall & bits::ENABLE != 0 {
                     self.hypercalls_enabled.store(false, Ordering::Release);
                     registers.hypercall &= !bits::ENABLE;
-                    registers.hypercall_page.place(&self.ram, None).map_err(|_| Fault)?;
+                    registers
+                        .hypercall_page
+                        .place(&self.ram, None)
+                        .map_err(|_| Fault)?;
                 }
             }
             msr::HYPERCALL => self.write_hypercall(value)?,
@@ -142,7 +156,8 @@ impl Shared {
             msr::REFERENCE_TSC => self.write_reference_tsc(value)?,
             msr::EOI => self.processors.apic_write(vp, APIC_EOI, value as u32),
             msr::ICR => {
-                self.processors.apic_write(vp, APIC_ICR_HIGH, (value >> 32) as u32);
+                self.processors
+                    .apic_write(vp, APIC_ICR_HIGH, (value >> 32) as u32);
                 self.processors.apic_write(vp, APIC_ICR_LOW, value as u32);
             }
             msr::TPR => self.processors.apic_write(vp, APIC_TPR, value as u32),
@@ -152,7 +167,8 @@ impl Shared {
             msr::CRASH_CTL => self.write_crash_control(vp, value),
             _ => {
                 let timer = (msr::STIMER0_CONFIG..=msr::STIMER3_COUNT).contains(&number);
-                let vectors = state.write_msr(number, value, self.now(), &self.ram, &self.counters)?;
+                let vectors =
+                    state.write_msr(number, value, self.now(), &self.ram, &self.counters)?;
                 if timer {
                     self.timers_changed(state);
                 }
@@ -168,20 +184,31 @@ impl Shared {
             return Err(Fault);
         }
         // TLFS: the page cannot be enabled before the guest has identified itself.
-        let value = if registers.guest_os_id == 0 { value & !bits::ENABLE } else { value };
+        let value = if registers.guest_os_id == 0 {
+            value & !bits::ENABLE
+        } else {
+            value
+        };
         let enable = value & bits::ENABLE != 0;
         let gpa = value & bits::GPA_MASK;
         if !enable {
             self.hypercalls_enabled.store(false, Ordering::Release);
         }
-        registers.hypercall_page.place(&self.ram, enable.then_some(gpa)).map_err(|_| Fault)?;
+        registers
+            .hypercall_page
+            .place(&self.ram, enable.then_some(gpa))
+            .map_err(|_| Fault)?;
         if enable {
             self.ram.write(gpa, &HYPERCALL_CODE).map_err(|_| Fault)?;
             self.hypercalls_enabled.store(true, Ordering::Release);
             self.counters.hypercall_page_enabled.add();
         }
         registers.hypercall = value;
-        tracing::info!(enable, "hypercall page at {gpa:#x}, guest OS id {:#x}", registers.guest_os_id);
+        tracing::info!(
+            enable,
+            "hypercall page at {gpa:#x}, guest OS id {:#x}",
+            registers.guest_os_id
+        );
         Ok(())
     }
 
@@ -189,12 +216,18 @@ impl Shared {
         let mut registers = self.registers.lock();
         let enable = value & bits::ENABLE != 0;
         let gpa = value & bits::GPA_MASK;
-        registers.reference_tsc_page.place(&self.ram, enable.then_some(gpa)).map_err(|_| Fault)?;
+        registers
+            .reference_tsc_page
+            .place(&self.ram, enable.then_some(gpa))
+            .map_err(|_| Fault)?;
         if enable {
-            // Sequence 0 means "use the MSR"; scale and offset never change while the guest runs, so 1 stays.
+            // Sequence 0 means "use the MSR"; scale and offset never change while the guest runs,
+            // so 1 stays.
             let page = self.clock().page(1);
             self.ram.write(gpa + 8, &page[8..]).map_err(|_| Fault)?;
-            self.ram.store_u32(gpa, 1, Ordering::Release).map_err(|_| Fault)?;
+            self.ram
+                .store_u32(gpa, 1, Ordering::Release)
+                .map_err(|_| Fault)?;
         }
         registers.reference_tsc = value;
         Ok(())
@@ -209,10 +242,18 @@ impl Shared {
         }
         self.counters.crashes.add();
         let parameters = registers.crash_parameters;
-        let text = (value & bits::CRASH_MESSAGE != 0).then(|| self.crash_text(parameters[3], parameters[4])).flatten();
+        let text = (value & bits::CRASH_MESSAGE != 0)
+            .then(|| self.crash_text(parameters[3], parameters[4]))
+            .flatten();
         tracing::error!(vp = vp.0, "guest crash: {parameters:x?}");
         if registers.crashes.len() < CRASHES_KEPT {
-            registers.crashes.push(Crash { vp: vp.0, parameters, control: value, text, reference_time });
+            registers.crashes.push(Crash {
+                vp: vp.0,
+                parameters,
+                control: value,
+                text,
+                reference_time,
+            });
         }
         drop(registers);
         if let Some(sink) = self.sink.get() {
@@ -224,6 +265,10 @@ impl Shared {
     fn crash_text(&self, gpa: u64, len: u64) -> Option<String> {
         let mut bytes = vec![0; len.min(CRASH_TEXT_MAX as u64) as usize];
         self.ram.read(gpa, &mut bytes).ok()?;
-        Some(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
+        Some(
+            String::from_utf8_lossy(&bytes)
+                .trim_end_matches('\0')
+                .to_owned(),
+        )
     }
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 
-//! Overlay pages (TLFS, "GPA Overlay Pages"): a page of the hypervisor that hides a page of guest RAM.
+//! Overlay pages (TLFS, "GPA Overlay Pages"): a page of the hypervisor that hides a page of guest
+//! RAM.
 //!
-//! The host has one copy of RAM only, so the hidden page is kept aside and put back when the overlay goes, and the
-//! overlay's own content survives being moved or disabled.
+//! The host has one copy of RAM only, so the hidden page is kept aside and put back when the
+//! overlay goes, and the overlay's own content survives being moved or disabled.
 
 use hv_partition::{GuestRam, RamError};
 
@@ -57,7 +58,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// Forgets page and content without touching RAM: for a reset, after which RAM belongs to the firmware.
+    /// Forgets page and content without touching RAM: for a reset, after which RAM belongs to the
+    /// firmware.
     pub(crate) fn forget(&mut self) {
         *self = Self::default();
     }
@@ -83,7 +85,11 @@ mod tests {
         assert_eq!(byte(&ram, 0x1800), 0, "content starts as zeros");
         ram.write(0x1800, &[7]).unwrap();
         overlay.place(&ram, Some(0x2000)).unwrap();
-        assert_eq!((byte(&ram, 0x1800), byte(&ram, 0x2800)), (0xaa, 7), "the content moves along");
+        assert_eq!(
+            (byte(&ram, 0x1800), byte(&ram, 0x2800)),
+            (0xaa, 7),
+            "the content moves along"
+        );
         overlay.place(&ram, None).unwrap();
         assert_eq!(byte(&ram, 0x2800), 0xbb);
         overlay.place(&ram, Some(0x1000)).unwrap();

@@ -8,7 +8,13 @@ use serde_json::{json, Value};
 use crate::{Hypervisor, Shared};
 
 impl Shared {
-    pub(crate) fn post(&self, vp: VpIndex, sint: u8, kind: u32, payload: &[u8]) -> Result<(), PostError> {
+    pub(crate) fn post(
+        &self,
+        vp: VpIndex,
+        sint: u8,
+        kind: u32,
+        payload: &[u8],
+    ) -> Result<(), PostError> {
         let target = self.vps.get(vp.0 as usize).ok_or(PostError::InvalidVp)?;
         let vectors = target.post(sint, kind, payload, self.now(), &self.ram, &self.counters)?;
         self.raise(vp, vectors);
@@ -28,7 +34,13 @@ impl Partition for Hypervisor {
         self.shared.vps.len() as u32
     }
 
-    fn post_message(&self, vp: VpIndex, sint: u8, msg_type: u32, payload: &[u8]) -> Result<(), PostError> {
+    fn post_message(
+        &self,
+        vp: VpIndex,
+        sint: u8,
+        msg_type: u32,
+        payload: &[u8],
+    ) -> Result<(), PostError> {
         self.shared.post(vp, sint, msg_type, payload)
     }
 
@@ -95,6 +107,9 @@ impl Partition for Hypervisor {
 
 impl Hypervisor {
     fn profiler(&self) -> Result<&dyn crate::Profiler, String> {
-        self.shared.profiler.as_deref().ok_or_else(|| "the VM was started without profile=on".to_owned())
+        self.shared
+            .profiler
+            .as_deref()
+            .ok_or_else(|| "the VM was started without profile=on".to_owned())
     }
 }

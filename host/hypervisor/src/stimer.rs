@@ -9,7 +9,8 @@ use crate::tlfs::bits;
 pub(crate) enum Expiry {
     /// Direct mode: raise this vector.
     Interrupt(u8),
-    /// Message mode: send HvMessageTimerExpired to this SINT. `due` is the reference time at which the timer was due.
+    /// Message mode: send HvMessageTimerExpired to this SINT. `due` is the reference time at which
+    /// the timer was due.
     Message { sint: u8, due: u64 },
 }
 
@@ -44,7 +45,8 @@ impl Timer {
         self.config & bit != 0
     }
 
-    /// HV_X64_MSR_STIMERx_CONFIG. A message-mode timer without a SINT (SINTx = 0) cannot be enabled.
+    /// HV_X64_MSR_STIMERx_CONFIG. A message-mode timer without a SINT (SINTx = 0) cannot be
+    /// enabled.
     pub(crate) fn set_config(&mut self, value: u64, now: u64) {
         self.config = value & bits::STIMER_VALID;
         if !self.has(bits::STIMER_DIRECT) && self.sint() == 0 {
@@ -53,12 +55,15 @@ impl Timer {
         self.start(now);
     }
 
-    /// HV_X64_MSR_STIMERx_COUNT: absolute expiration time, or the period of a periodic timer. Zero stops.
+    /// HV_X64_MSR_STIMERx_COUNT: absolute expiration time, or the period of a periodic timer. Zero
+    /// stops.
     pub(crate) fn set_count(&mut self, value: u64, now: u64) {
         self.count = value;
         if value == 0 {
             self.config &= !bits::STIMER_ENABLED;
-        } else if self.has(bits::STIMER_AUTO_ENABLE) && (self.has(bits::STIMER_DIRECT) || self.sint() != 0) {
+        } else if self.has(bits::STIMER_AUTO_ENABLE)
+            && (self.has(bits::STIMER_DIRECT) || self.sint() != 0)
+        {
             self.config |= bits::STIMER_ENABLED;
         }
         self.start(now);
@@ -74,14 +79,20 @@ impl Timer {
         };
     }
 
-    /// The expiration that is due at `now`, if any. Call again until `None`: a periodic timer that is late expires once per
-    /// missed period unless it is lazy; after [`Self::CATCH_UP`] missed periods the rest are dropped.
+    /// The expiration that is due at `now`, if any. Call again until `None`: a periodic timer that
+    /// is late expires once per missed period unless it is lazy; after [`Self::CATCH_UP`] missed
+    /// periods the rest are dropped.
     pub(crate) fn expire(&mut self, now: u64) -> Option<Expiry> {
         let due = self.due.filter(|due| *due <= now)?;
         if self.has(bits::STIMER_PERIODIC) {
             let next = due.saturating_add(self.count);
-            let late = self.has(bits::STIMER_LAZY) || now - due > self.count.saturating_mul(Self::CATCH_UP);
-            self.due = Some(if late && next <= now { now.saturating_add(self.count) } else { next });
+            let late = self.has(bits::STIMER_LAZY)
+                || now - due > self.count.saturating_mul(Self::CATCH_UP);
+            self.due = Some(if late && next <= now {
+                now.saturating_add(self.count)
+            } else {
+                next
+            });
         } else {
             self.config &= !bits::STIMER_ENABLED;
             self.due = None;
@@ -89,7 +100,10 @@ impl Timer {
         Some(if self.has(bits::STIMER_DIRECT) {
             Expiry::Interrupt((self.config >> 4) as u8)
         } else {
-            Expiry::Message { sint: self.sint(), due }
+            Expiry::Message {
+                sint: self.sint(),
+                due,
+            }
         })
     }
 
@@ -110,7 +124,11 @@ mod tests {
         timer.set_count(500, 100);
         assert_eq!(timer.expire(499), None);
         assert_eq!(timer.expire(500), Some(Expiry::Interrupt(0xec)));
-        assert_eq!(timer.config() & bits::STIMER_ENABLED, 0, "a one-shot disables itself");
+        assert_eq!(
+            timer.config() & bits::STIMER_ENABLED,
+            0,
+            "a one-shot disables itself"
+        );
         assert_eq!((timer.expire(10_000), timer.due()), (None, None));
     }
 
@@ -132,7 +150,10 @@ mod tests {
         timer.set_count(5, 0);
         assert_eq!(timer.due(), Some(5));
         timer.set_count(0, 0);
-        assert_eq!((timer.due(), timer.config() & bits::STIMER_ENABLED), (None, 0));
+        assert_eq!(
+            (timer.due(), timer.config() & bits::STIMER_ENABLED),
+            (None, 0)
+        );
     }
 
     #[test]
@@ -143,7 +164,10 @@ mod tests {
         let late: Vec<_> = std::iter::from_fn(|| timer.expire(350)).collect();
         assert_eq!((late.len(), timer.due()), (3, Some(400)));
         let mut lazy = Timer::default();
-        lazy.set_config(DIRECT | bits::STIMER_PERIODIC | bits::STIMER_LAZY | bits::STIMER_ENABLED, 0);
+        lazy.set_config(
+            DIRECT | bits::STIMER_PERIODIC | bits::STIMER_LAZY | bits::STIMER_ENABLED,
+            0,
+        );
         lazy.set_count(100, 0);
         let late: Vec<_> = std::iter::from_fn(|| lazy.expire(350)).collect();
         assert_eq!((late.len(), lazy.due()), (1, Some(450)));
@@ -162,7 +186,10 @@ mod tests {
         let mut timer = Timer::default();
         timer.set_config(bits::STIMER_ENABLED | bits::STIMER_AUTO_ENABLE, 0);
         timer.set_count(10, 0);
-        assert_eq!((timer.due(), timer.config() & bits::STIMER_ENABLED), (None, 0));
+        assert_eq!(
+            (timer.due(), timer.config() & bits::STIMER_ENABLED),
+            (None, 0)
+        );
         timer.set_config(bits::STIMER_ENABLED | 3 << 16, 0);
         assert_eq!(timer.expire(10), Some(Expiry::Message { sint: 3, due: 10 }));
     }

@@ -41,7 +41,8 @@ impl FakeMachine {
     pub(crate) fn wait(&self) -> Option<(u32, u8)> {
         let mut interrupts = self.interrupts.lock();
         if interrupts.is_empty() {
-            self.raised.wait_for(&mut interrupts, std::time::Duration::from_secs(10));
+            self.raised
+                .wait_for(&mut interrupts, std::time::Duration::from_secs(10));
         }
         (!interrupts.is_empty()).then(|| interrupts.remove(0))
     }
@@ -99,13 +100,29 @@ pub(crate) struct RecordingSink {
 pub(crate) const CONNECTION: u32 = 4;
 
 impl HypercallSink for RecordingSink {
-    fn post_message(&self, vp: VpIndex, connection_id: u32, msg_type: u32, payload: &[u8]) -> HvStatus {
-        self.messages.lock().push((vp.0, connection_id, msg_type, payload.to_vec()));
-        if connection_id == CONNECTION { tlfs::status::SUCCESS } else { tlfs::status::INVALID_CONNECTION_ID }
+    fn post_message(
+        &self,
+        vp: VpIndex,
+        connection_id: u32,
+        msg_type: u32,
+        payload: &[u8],
+    ) -> HvStatus {
+        self.messages
+            .lock()
+            .push((vp.0, connection_id, msg_type, payload.to_vec()));
+        if connection_id == CONNECTION {
+            tlfs::status::SUCCESS
+        } else {
+            tlfs::status::INVALID_CONNECTION_ID
+        }
     }
     fn signal_event(&self, vp: VpIndex, connection_id: u32, flag: u16) -> HvStatus {
         self.events.lock().push((vp.0, connection_id, flag));
-        if connection_id == CONNECTION { tlfs::status::SUCCESS } else { tlfs::status::INVALID_CONNECTION_ID }
+        if connection_id == CONNECTION {
+            tlfs::status::SUCCESS
+        } else {
+            tlfs::status::INVALID_CONNECTION_ID
+        }
     }
     fn reset(&self) {
         self.resets.fetch_add(1, Ordering::SeqCst);

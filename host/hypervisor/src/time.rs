@@ -2,8 +2,9 @@
 
 //! Partition reference time: 100 ns units since the last reset, computed from the guest's TSC.
 //!
-//! The reference counter MSR, the reference TSC page, the timers and the host use this one formula (TLFS, "Partition
-//! Reference Time Enlightenment"): `time = ((tsc * scale) >> 64) + offset`, so that they can never disagree.
+//! The reference counter MSR, the reference TSC page, the timers and the host use this one formula
+//! (TLFS, "Partition Reference Time Enlightenment"): `time = ((tsc * scale) >> 64) + offset`, so
+//! that they can never disagree.
 
 /// How reference time follows from the TSC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,16 +19,20 @@ pub struct ReferenceClock {
 pub const REFERENCE_HZ: u64 = 10_000_000;
 
 impl ReferenceClock {
-    /// A clock that reads 0 at `tsc`. `frequency` in Hz; frequencies of 10 MHz and below are taken as just above, since the TLFS's
-    /// scale cannot express them.
+    /// A clock that reads 0 at `tsc`. `frequency` in Hz; frequencies of 10 MHz and below are taken
+    /// as just above, since the TLFS's scale cannot express them.
     pub fn starting_at(tsc: u64, frequency: u64) -> Self {
-        let scale = ((u128::from(REFERENCE_HZ) << 64) / u128::from(frequency.max(REFERENCE_HZ + 1))) as u64;
+        let scale =
+            ((u128::from(REFERENCE_HZ) << 64) / u128::from(frequency.max(REFERENCE_HZ + 1))) as u64;
         Self::with_scale(tsc, scale)
     }
 
     /// As [`Self::starting_at`], with a scale computed before.
     pub fn with_scale(tsc: u64, scale: u64) -> Self {
-        Self { scale, offset: (scaled(tsc, scale) as i64).wrapping_neg() }
+        Self {
+            scale,
+            offset: (scaled(tsc, scale) as i64).wrapping_neg(),
+        }
     }
 
     /// Reference time at `tsc`.
@@ -35,7 +40,8 @@ impl ReferenceClock {
         scaled(tsc, self.scale).wrapping_add(self.offset as u64)
     }
 
-    /// The page of HV_X64_MSR_REFERENCE_TSC: sequence, reserved, scale, offset (TLFS `HV_REFERENCE_TSC_PAGE`).
+    /// The page of HV_X64_MSR_REFERENCE_TSC: sequence, reserved, scale, offset (TLFS
+    /// `HV_REFERENCE_TSC_PAGE`).
     pub fn page(&self, sequence: u32) -> [u8; 24] {
         let mut page = [0; 24];
         page[0..4].copy_from_slice(&sequence.to_le_bytes());
@@ -60,7 +66,10 @@ mod tests {
             let clock = ReferenceClock::starting_at(base, frequency);
             assert_eq!(clock.at(base), 0);
             let hour = clock.at(base + 3600 * frequency);
-            assert!(hour.abs_diff(3600 * REFERENCE_HZ) <= 16, "{hour} after an hour");
+            assert!(
+                hour.abs_diff(3600 * REFERENCE_HZ) <= 16,
+                "{hour} after an hour"
+            );
         }
     }
 
@@ -71,7 +80,8 @@ mod tests {
         let scale = u64::from_le_bytes(page[8..16].try_into().unwrap());
         let offset = i64::from_le_bytes(page[16..24].try_into().unwrap());
         for tsc in [777_777_777_777, 888_888_888_888, 1 << 60] {
-            let guest = (((u128::from(tsc) * u128::from(scale)) >> 64) as i64).wrapping_add(offset) as u64;
+            let guest =
+                (((u128::from(tsc) * u128::from(scale)) >> 64) as i64).wrapping_add(offset) as u64;
             assert_eq!(guest, clock.at(tsc));
         }
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 
-//! Numbers of the Hypervisor Top-Level Functional Specification ("TLFS", Microsoft, version 6.0b and the
-//! pages at learn.microsoft.com/virtualization/hyper-v-on-windows/tlfs) that this crate emulates.
-//! Names follow the TLFS and `include/hyperv/hvgdk_mini.h` of Linux.
+//! Numbers of the Hypervisor Top-Level Functional Specification ("TLFS", Microsoft, version 6.0b
+//! and the pages at learn.microsoft.com/virtualization/hyper-v-on-windows/tlfs) that this crate
+//! emulates. Names follow the TLFS and `include/hyperv/hvgdk_mini.h` of Linux.
 
 /// Bytes of a hypervisor page.
 pub const PAGE_SIZE: usize = 4096;
@@ -99,7 +99,8 @@ pub mod msr {
 
 /// Bits of `HV_X64_MSR_HYPERCALL`, of the overlay registers and of `HV_X64_MSR_CRASH_CTL`.
 pub mod bits {
-    /// Enable bit of the hypercall, reference TSC, SIMP, SIEFP and VP assist registers, and of SCONTROL.
+    /// Enable bit of the hypercall, reference TSC, SIMP, SIEFP and VP assist registers, and of
+    /// SCONTROL.
     pub const ENABLE: u64 = 1;
     /// Locked bit of the hypercall register.
     pub const HYPERCALL_LOCKED: u64 = 2;
@@ -117,7 +118,8 @@ pub mod bits {
     pub const SINT_PROXY: u64 = 1 << 20;
     /// CRASH_CTL: parameters are valid, tell the host.
     pub const CRASH_NOTIFY: u64 = 1 << 63;
-    /// CRASH_CTL: P3 is the address and P4 the length of a text (Linux `HV_CRASH_CTL_CRASH_NOTIFY_MSG`).
+    /// CRASH_CTL: P3 is the address and P4 the length of a text (Linux
+    /// `HV_CRASH_CTL_CRASH_NOTIFY_MSG`).
     pub const CRASH_MESSAGE: u64 = 1 << 62;
     /// Timer: counting.
     pub const STIMER_ENABLED: u64 = 1;

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 
-//! One virtual processor: its synthetic interrupt controller and timers (TLFS, "Virtual Interrupt Controller").
+//! One virtual processor: its synthetic interrupt controller and timers (TLFS, "Virtual Interrupt
+//! Controller").
 //!
-//! Message slots and event flags lie in guest memory and are used by the guest while the host writes, so all accesses
-//! to slot headers and flags are atomic. Interrupts are returned to the caller and raised after the lock is dropped:
-//! raising one may need QEMU's lock, whose holder may be waiting for ours (reset).
+//! Message slots and event flags lie in guest memory and are used by the guest while the host
+//! writes, so all accesses to slot headers and flags are atomic. Interrupts are returned to the
+//! caller and raised after the lock is dropped: raising one may need QEMU's lock, whose holder may
+//! be waiting for ours (reset).
 
 use std::collections::VecDeque;
 use std::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
@@ -32,9 +34,15 @@ pub struct Fault;
 
 /// A message that waits for its slot.
 enum Queued {
-    Posted { kind: u32, payload: Vec<u8> },
+    Posted {
+        kind: u32,
+        payload: Vec<u8>,
+    },
     /// Expiration of the timer of that index, due at that time.
-    Timer { index: u8, due: u64 },
+    Timer {
+        index: u8,
+        due: u64,
+    },
 }
 
 struct State {
@@ -117,15 +125,21 @@ impl Vp {
         self.auto_eoi.store(false, Ordering::Relaxed);
     }
 
-    /// Whether the hypervisor performs the EOI of `vector` on this VP. Called on this VP's thread for every interrupt.
+    /// Whether the hypervisor performs the EOI of `vector` on this VP. Called on this VP's thread
+    /// for every interrupt.
     pub(crate) fn auto_eoi(&self, vector: impl FnOnce() -> Option<u8>) -> bool {
         // Relaxed: the register was written on this thread.
         if !self.auto_eoi.load(Ordering::Relaxed) {
             return false;
         }
         let Some(vector) = vector() else { return false };
-        let auto = |sint: &u64| sint & (bits::SINT_AUTO_EOI | bits::SINT_MASKED) == bits::SINT_AUTO_EOI;
-        self.state.lock().sints.iter().any(|sint| auto(sint) && *sint as u8 == vector)
+        let auto =
+            |sint: &u64| sint & (bits::SINT_AUTO_EOI | bits::SINT_MASKED) == bits::SINT_AUTO_EOI;
+        self.state
+            .lock()
+            .sints
+            .iter()
+            .any(|sint| auto(sint) && *sint as u8 == vector)
     }
 
     /// Reference time at which the earliest timer is due.
@@ -147,13 +161,18 @@ impl Vp {
             tlfs::msr::STIMER0_CONFIG..=tlfs::msr::STIMER3_COUNT => {
                 let offset = msr - tlfs::msr::STIMER0_CONFIG;
                 let timer = &state.timers[(offset / 2) as usize];
-                if offset % 2 == 0 { timer.config() } else { timer.count() }
+                if offset % 2 == 0 {
+                    timer.config()
+                } else {
+                    timer.count()
+                }
             }
             _ => return Err(Fault),
         })
     }
 
-    /// Writes one of the MSRs of this VP at reference time `now`; the interrupts that follow are returned.
+    /// Writes one of the MSRs of this VP at reference time `now`; the interrupts that follow are
+    /// returned.
     pub(crate) fn write_msr(
         &self,
         msr: u32,
@@ -189,7 +208,10 @@ impl Vp {
                     return Err(Fault);
                 }
                 state.sints[(msr - tlfs::msr::SINT0) as usize] = value;
-                let any = state.sints.iter().any(|sint| sint & bits::SINT_AUTO_EOI != 0);
+                let any = state
+                    .sints
+                    .iter()
+                    .any(|sint| sint & bits::SINT_AUTO_EOI != 0);
                 self.auto_eoi.store(any, Ordering::Relaxed);
             }
             tlfs::msr::STIMER0_CONFIG..=tlfs::msr::STIMER3_COUNT => {
@@ -219,7 +241,14 @@ impl Vp {
         vectors
     }
 
-    fn run_timers(&self, state: &mut State, now: u64, ram: &GuestRam, counters: &Counters, vectors: &mut Vectors) {
+    fn run_timers(
+        &self,
+        state: &mut State,
+        now: u64,
+        ram: &GuestRam,
+        counters: &Counters,
+        vectors: &mut Vectors,
+    ) {
         for index in 0..STIMER_COUNT {
             while let Some(expiry) = state.timers[index].expire(now) {
                 counters.stimer_expirations.add();
@@ -232,9 +261,11 @@ impl Vp {
                     Expiry::Message { sint, due } => {
                         let index = index as u8;
                         let queue = &mut state.queues[usize::from(sint)];
-                        // A timer owns one message: an expiration while it waits is not queued again (TLFS, "Synthetic
-                        // Timer Expiration Messages").
-                        let waits = queue.iter().any(|m| matches!(m, Queued::Timer { index: i, .. } if *i == index));
+                        // A timer owns one message: an expiration while it waits is not queued
+                        // again (TLFS, "Synthetic Timer Expiration Messages").
+                        let waits = queue
+                            .iter()
+                            .any(|m| matches!(m, Queued::Timer { index: i, .. } if *i == index));
                         if !waits {
                             queue.push_back(Queued::Timer { index, due });
                             self.deliver(state, usize::from(sint), now, ram, counters, vectors);
@@ -243,7 +274,12 @@ impl Vp {
                 }
             }
         }
-        let due = state.timers.iter().filter_map(Timer::due).min().unwrap_or(u64::MAX);
+        let due = state
+            .timers
+            .iter()
+            .filter_map(Timer::due)
+            .min()
+            .unwrap_or(u64::MAX);
         self.next_due.store(due, Ordering::SeqCst);
     }
 
@@ -269,8 +305,18 @@ impl Vp {
             if state.queues[usize::from(sint)].len() >= QUEUE_LIMIT {
                 return Err(PostError::QueueFull);
             }
-            state.queues[usize::from(sint)].push_back(Queued::Posted { kind, payload: payload.to_vec() });
-            self.deliver(&mut state, usize::from(sint), now, ram, counters, &mut vectors);
+            state.queues[usize::from(sint)].push_back(Queued::Posted {
+                kind,
+                payload: payload.to_vec(),
+            });
+            self.deliver(
+                &mut state,
+                usize::from(sint),
+                now,
+                ram,
+                counters,
+                &mut vectors,
+            );
             Ok(())
         })();
         if result.is_err() {
@@ -279,8 +325,8 @@ impl Vp {
         result.map(|()| vectors)
     }
 
-    /// Moves the oldest waiting message of `sint` into the slot if that is free; otherwise sees to it that the guest
-    /// writes EOM when it frees the slot.
+    /// Moves the oldest waiting message of `sint` into the slot if that is free; otherwise sees to
+    /// it that the guest writes EOM when it frees the slot.
     fn deliver(
         &self,
         state: &mut State,
@@ -295,16 +341,22 @@ impl Vp {
         }
         let Some(simp) = state.simp.gpa() else { return };
         let slot = simp + (sint * MESSAGE_SIZE) as u64;
-        let Ok(mut occupied) = ram.load_u32(slot, Ordering::SeqCst).map(|kind| kind != 0) else { return };
+        let Ok(mut occupied) = ram.load_u32(slot, Ordering::SeqCst).map(|kind| kind != 0) else {
+            return;
+        };
         if occupied {
             counters.synic_messages_waited.add();
             #[cfg(test)]
             if let Some(guest) = &*self.slot_found_occupied.lock() {
                 guest();
             }
-            // Dekker: we set "pending", then look at the slot; the guest clears the slot, then looks at "pending" (Linux
-            // vmbus_signal_eom). At least one of the two sees the other's write.
-            if ram.fetch_or_u8(slot + FLAGS_OFFSET, FLAG_MESSAGE_PENDING, Ordering::SeqCst).is_err() {
+            // Dekker: we set "pending", then look at the slot; the guest clears the slot, then
+            // looks at "pending" (Linux vmbus_signal_eom). At least one of the two sees the other's
+            // write.
+            if ram
+                .fetch_or_u8(slot + FLAGS_OFFSET, FLAG_MESSAGE_PENDING, Ordering::SeqCst)
+                .is_err()
+            {
                 return;
             }
             fence(Ordering::SeqCst);
@@ -313,7 +365,9 @@ impl Vp {
         if occupied {
             return;
         }
-        let Some(message) = state.queues[sint].pop_front() else { return };
+        let Some(message) = state.queues[sint].pop_front() else {
+            return;
+        };
         let (kind, payload) = match message {
             Queued::Posted { kind, payload } => (kind, payload),
             Queued::Timer { index, due } => {
@@ -328,11 +382,17 @@ impl Vp {
         };
         let mut image = [0; MESSAGE_SIZE];
         image[4] = payload.len() as u8;
-        image[FLAGS_OFFSET as usize] = if state.queues[sint].is_empty() { 0 } else { FLAG_MESSAGE_PENDING };
+        image[FLAGS_OFFSET as usize] = if state.queues[sint].is_empty() {
+            0
+        } else {
+            FLAG_MESSAGE_PENDING
+        };
         image[HEADER_SIZE..HEADER_SIZE + payload.len()].copy_from_slice(&payload);
-        // The type makes the message visible and comes last; Release pairs with the guest's read of the type. A free slot
-        // belongs to us, so that the plain write cannot meet the guest's.
-        if ram.write(slot + 4, &image[4..]).is_err() || ram.store_u32(slot, kind, Ordering::Release).is_err() {
+        // The type makes the message visible and comes last; Release pairs with the guest's read of
+        // the type. A free slot belongs to us, so that the plain write cannot meet the guest's.
+        if ram.write(slot + 4, &image[4..]).is_err()
+            || ram.store_u32(slot, kind, Ordering::Release).is_err()
+        {
             return;
         }
         counters.synic_messages.add();
@@ -362,12 +422,15 @@ impl Vp {
             return Err(PostError::NotEnabled);
         }
         let siefp = state.siefp.gpa().ok_or(PostError::NotEnabled)?;
-        // HV_SYNIC_EVENT_FLAGS_PAGE: 16 areas of 2048 bits. 32-bit words, since guests use atomics of that size or larger
-        // on them and all sizes are coherent.
+        // HV_SYNIC_EVENT_FLAGS_PAGE: 16 areas of 2048 bits. 32-bit words, since guests use atomics
+        // of that size or larger on them and all sizes are coherent.
         let word = siefp + (sint * tlfs::PAGE_SIZE / SINT_COUNT) as u64 + u64::from(flag / 32 * 4);
         let bit = 1 << (flag % 32);
-        // SeqCst: what the flag announces is written before; the guest clears the flag before it looks.
-        let before = ram.fetch_or_u32(word, bit, Ordering::SeqCst).map_err(|_| PostError::NotEnabled)?;
+        // SeqCst: what the flag announces is written before; the guest clears the flag before it
+        // looks.
+        let before = ram
+            .fetch_or_u32(word, bit, Ordering::SeqCst)
+            .map_err(|_| PostError::NotEnabled)?;
         let mut vectors = Vectors::new();
         if before & bit != 0 {
             counters.synic_events_merged.add();
@@ -382,7 +445,8 @@ impl Vp {
 impl State {
     /// Whether the SynIC is on and the SINT takes deliveries from the hypervisor.
     fn is_open(&self, sint: usize) -> bool {
-        self.scontrol & bits::ENABLE != 0 && self.sints[sint] & (bits::SINT_MASKED | bits::SINT_PROXY) == 0
+        self.scontrol & bits::ENABLE != 0
+            && self.sints[sint] & (bits::SINT_MASKED | bits::SINT_PROXY) == 0
     }
 
     fn can_message(&self, sint: usize) -> bool {

@@ -47,10 +47,16 @@ pub trait Partition: Send + Sync {
     ///
     /// # Errors
     /// See [`PostError`].
-    fn post_message(&self, vp: VpIndex, sint: u8, msg_type: u32, payload: &[u8]) -> Result<(), PostError>;
+    fn post_message(
+        &self,
+        vp: VpIndex,
+        sint: u8,
+        msg_type: u32,
+        payload: &[u8],
+    ) -> Result<(), PostError>;
 
-    /// Sets bit `flag` (0..2048) in the event flags of `vp`, `sint`, and raises the SINT's interrupt
-    /// when the bit was clear before. Returns whether the bit was clear.
+    /// Sets bit `flag` (0..2048) in the event flags of `vp`, `sint`, and raises the SINT's
+    /// interrupt when the bit was clear before. Returns whether the bit was clear.
     ///
     /// # Errors
     /// [`PostError::InvalidVp`], [`PostError::NotEnabled`].
@@ -67,7 +73,8 @@ pub trait Partition: Send + Sync {
     /// `hypercall_signal_event`, `synic_messages`, `synic_interrupts`, `eom`, …).
     fn counters(&self) -> Vec<(String, u64)>;
 
-    /// Facts for people and tests (guest OS id, crash parameters P0..P4 and text, …) as a JSON object.
+    /// Facts for people and tests (guest OS id, crash parameters P0..P4 and text, …) as a JSON
+    /// object.
     fn status(&self) -> serde_json::Value;
 
     /// Starts counting guest instructions afresh (see `scripts/vm --profile`).
@@ -86,24 +93,32 @@ pub trait Partition: Send + Sync {
 /// Result of a hypercall: the HV_STATUS of the TLFS (0 = success).
 pub type HvStatus = u16;
 
-/// What the guest sends to connection ids, implemented by the VMBus half. Called on the vCPU's thread:
-/// must not block and must not call back into QEMU.
+/// What the guest sends to connection ids, implemented by the VMBus half. Called on the vCPU's
+/// thread: must not block and must not call back into QEMU.
 pub trait HypercallSink: Send + Sync {
-    /// HvCallPostMessage, after the hypervisor half has validated the hypercall itself. `payload` is
-    /// at most 240 bytes.
-    fn post_message(&self, vp: VpIndex, connection_id: u32, msg_type: u32, payload: &[u8]) -> HvStatus;
+    /// HvCallPostMessage, after the hypervisor half has validated the hypercall itself. `payload`
+    /// is at most 240 bytes.
+    fn post_message(
+        &self,
+        vp: VpIndex,
+        connection_id: u32,
+        msg_type: u32,
+        payload: &[u8],
+    ) -> HvStatus;
 
     /// HvCallSignalEvent.
     fn signal_event(&self, vp: VpIndex, connection_id: u32, flag: u16) -> HvStatus;
 
-    /// The whole VM was reset: forget the guest. Called on QEMU's main thread, which holds QEMU's lock
-    /// while the virtual processors stand still: must not wait for a thread that raises an interrupt.
+    /// The whole VM was reset: forget the guest. Called on QEMU's main thread, which holds QEMU's
+    /// lock while the virtual processors stand still: must not wait for a thread that raises an
+    /// interrupt.
     ///
-    /// Turning the hypercall page off (kexec, hibernation) is not a reset: VMBus has its own unload.
+    /// Turning the hypercall page off (kexec, hibernation) is not a reset: VMBus has its own
+    /// unload.
     fn reset(&self);
 
-    /// The guest reported a crash (HV_X64_MSR_CRASH_CTL was written with the notify bit). Details are in
-    /// [`Partition::status`] by then.
+    /// The guest reported a crash (HV_X64_MSR_CRASH_CTL was written with the notify bit). Details
+    /// are in [`Partition::status`] by then.
     fn guest_crashed(&self) {}
 }
 

@@ -9,8 +9,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, Volati
 
 /// Told after the host wrote to a range, so that translated code of that range is discarded.
 pub trait CodeCoherence: Send + Sync {
-    /// Called after `len` bytes at `gpa` were written by the host. After and not before: code that a
-    /// virtual processor translates between the call and the write would stay stale for ever.
+    /// Called after `len` bytes at `gpa` were written by the host. After and not before: code that
+    /// a virtual processor translates between the call and the write would stay stale for ever.
     fn written(&self, gpa: u64, len: usize);
 }
 
@@ -51,7 +51,8 @@ impl GuestRam {
     /// # Panics
     /// When the memory cannot be mapped.
     pub fn for_tests(size: usize) -> Self {
-        let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size)]).expect("map test memory");
+        let mem =
+            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size)]).expect("map test memory");
         Self::new(mem, Arc::new(NoCode))
     }
 
@@ -60,7 +61,9 @@ impl GuestRam {
     /// # Errors
     /// [`RamError::NotRam`]; then `buf` is unspecified.
     pub fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), RamError> {
-        self.mem.read_slice(buf, GuestAddress(gpa)).map_err(|_| RamError::NotRam(gpa, buf.len()))
+        self.mem
+            .read_slice(buf, GuestAddress(gpa))
+            .map_err(|_| RamError::NotRam(gpa, buf.len()))
     }
 
     /// Copies into guest memory, keeping translated code coherent.
@@ -68,7 +71,10 @@ impl GuestRam {
     /// # Errors
     /// [`RamError::NotRam`]; nothing or a prefix has been written.
     pub fn write(&self, gpa: u64, buf: &[u8]) -> Result<(), RamError> {
-        let result = self.mem.write_slice(buf, GuestAddress(gpa)).map_err(|_| RamError::NotRam(gpa, buf.len()));
+        let result = self
+            .mem
+            .write_slice(buf, GuestAddress(gpa))
+            .map_err(|_| RamError::NotRam(gpa, buf.len()));
         self.code.written(gpa, buf.len());
         result
     }
@@ -82,8 +88,13 @@ impl GuestRam {
         if gpa % 4 != 0 {
             return Err(RamError::Unaligned(gpa));
         }
-        let slice = self.mem.get_slice(GuestAddress(gpa), 4).map_err(|_| RamError::NotRam(gpa, 4))?;
-        let atomic = slice.get_atomic_ref::<AtomicU32>(0).map_err(|_| RamError::Unaligned(gpa))?;
+        let slice = self
+            .mem
+            .get_slice(GuestAddress(gpa), 4)
+            .map_err(|_| RamError::NotRam(gpa, 4))?;
+        let atomic = slice
+            .get_atomic_ref::<AtomicU32>(0)
+            .map_err(|_| RamError::Unaligned(gpa))?;
         Ok(f(atomic))
     }
 
@@ -127,8 +138,13 @@ impl GuestRam {
         if gpa % 8 != 0 {
             return Err(RamError::Unaligned(gpa));
         }
-        let slice = self.mem.get_slice(GuestAddress(gpa), 8).map_err(|_| RamError::NotRam(gpa, 8))?;
-        let atomic = slice.get_atomic_ref::<AtomicU64>(0).map_err(|_| RamError::Unaligned(gpa))?;
+        let slice = self
+            .mem
+            .get_slice(GuestAddress(gpa), 8)
+            .map_err(|_| RamError::NotRam(gpa, 8))?;
+        let atomic = slice
+            .get_atomic_ref::<AtomicU64>(0)
+            .map_err(|_| RamError::Unaligned(gpa))?;
         Ok(atomic.load(order))
     }
 
@@ -137,8 +153,13 @@ impl GuestRam {
     /// # Errors
     /// [`RamError`].
     pub fn fetch_or_u8(&self, gpa: u64, bits: u8, order: Ordering) -> Result<u8, RamError> {
-        let slice = self.mem.get_slice(GuestAddress(gpa), 1).map_err(|_| RamError::NotRam(gpa, 1))?;
-        let atomic = slice.get_atomic_ref::<AtomicU8>(0).map_err(|_| RamError::Unaligned(gpa))?;
+        let slice = self
+            .mem
+            .get_slice(GuestAddress(gpa), 1)
+            .map_err(|_| RamError::NotRam(gpa, 1))?;
+        let atomic = slice
+            .get_atomic_ref::<AtomicU8>(0)
+            .map_err(|_| RamError::Unaligned(gpa))?;
         Ok(atomic.fetch_or(bits, order))
     }
 }
@@ -150,8 +171,14 @@ mod tests {
     #[test]
     fn bounds_and_alignment_are_checked() {
         let ram = GuestRam::for_tests(0x2000);
-        assert_eq!(ram.write(0x1ffe, &[1, 2, 3]), Err(RamError::NotRam(0x1ffe, 3)));
-        assert_eq!(ram.load_u32(2, Ordering::Relaxed), Err(RamError::Unaligned(2)));
+        assert_eq!(
+            ram.write(0x1ffe, &[1, 2, 3]),
+            Err(RamError::NotRam(0x1ffe, 3))
+        );
+        assert_eq!(
+            ram.load_u32(2, Ordering::Relaxed),
+            Err(RamError::Unaligned(2))
+        );
         assert_eq!(ram.fetch_or_u32(0x1000, 5, Ordering::SeqCst), Ok(0));
         assert_eq!(ram.load_u32(0x1000, Ordering::SeqCst), Ok(5));
         assert!(!ram.is_ram(0x1fff, 2));

@@ -2,11 +2,13 @@
 
 //! QEMU's functions, declared by hand.
 //!
-//! The `qemu_plugin_*` functions are the plugin interface, version 7 (QEMU 11, `include/plugins/qemu-plugin.h`). The others are
-//! symbols that Debian's `qemu-system-x86_64` exports but does not promise; their declarations are in QEMU's
-//! `include/system/{memory,runstate,cpus}.h`, `include/hw/core/{cpu,sysemu-cpu-ops}.h`, `include/exec/{cpu-common,translation-block}.h`,
-//! `include/qemu/{main-loop,notify,rcu}.h`, `target/i386/tcg/helper-tcg.h` and `include/hw/i386/x86.h` of version 11.1.
-//! All are looked up when the plugin is installed, so that a QEMU which lacks one is refused with its name.
+//! The `qemu_plugin_*` functions are the plugin interface, version 7 (QEMU 11,
+//! `include/plugins/qemu-plugin.h`). The others are symbols that Debian's `qemu-system-x86_64`
+//! exports but does not promise; their declarations are in QEMU's
+//! `include/system/{memory,runstate,cpus}.h`, `include/hw/core/{cpu,sysemu-cpu-ops}.h`,
+//! `include/exec/{cpu-common,translation-block}.h`, `include/qemu/{main-loop,notify,rcu}.h`,
+//! `target/i386/tcg/helper-tcg.h` and `include/hw/i386/x86.h` of version 11.1. All are looked up
+//! when the plugin is installed, so that a QEMU which lacks one is refused with its name.
 
 use std::ffi::{c_char, c_int, c_uint, c_void, CStr};
 
@@ -93,9 +95,12 @@ pub struct VersionTriple {
 
 /// `qemu_plugin_vcpu_udata_cb_t`.
 pub type VcpuCallback = unsafe extern "C" fn(c_uint, *mut c_void);
+/// `VMChangeStateHandler`: opaque, running, state.
+pub type RunStateCallback = unsafe extern "C" fn(*mut c_void, bool, c_int);
 /// `qemu_plugin_udata_cb_t`.
 pub type Callback = unsafe extern "C" fn(*mut c_void);
-/// `qemu_plugin_vcpu_tb_trans_cb_t` as QEMU 11.1 calls it: block, user data (the released version 7; versions between had a plugin id).
+/// `qemu_plugin_vcpu_tb_trans_cb_t` as QEMU 11.1 calls it: block, user data (the released version
+/// 7; versions between had a plugin id).
 pub type TranslateCallback = unsafe extern "C" fn(*mut c_void, *mut c_void);
 /// `qemu_plugin_vcpu_discon_cb_t` as QEMU 11.1 calls it: vCPU, type, from, to, user data.
 pub type DisconCallback = unsafe extern "C" fn(c_uint, c_int, u64, u64, *mut c_void);
@@ -118,8 +123,14 @@ macro_rules! api {
                 if !missing.is_empty() {
                     return Err(missing);
                 }
-                // SAFETY: each pointer is non-null and is the function of that name, whose C declaration is the one given.
-                Ok(unsafe { Self { $($name: std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($arg),*) $(-> $ret)?>($name),)* } })
+                // SAFETY: each pointer is non-null and is the function of that name, whose C
+                // declaration is the one given.
+                Ok(unsafe {
+                    Self { $($name: std::mem::transmute::<
+                        *mut c_void,
+                        unsafe extern "C" fn($($arg),*) $(-> $ret)?,
+                    >($name),)* }
+                })
             }
         }
     };
@@ -127,7 +138,9 @@ macro_rules! api {
 
 /// The address of a symbol of the process, null when it has none. `name` ends with a NUL.
 pub fn symbol(name: &'static str) -> *mut c_void {
-    let Ok(name) = CStr::from_bytes_with_nul(name.as_bytes()) else { return std::ptr::null_mut() };
+    let Ok(name) = CStr::from_bytes_with_nul(name.as_bytes()) else {
+        return std::ptr::null_mut();
+    };
     // SAFETY: the name is NUL-terminated and lives for ever.
     unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }
 }
@@ -161,13 +174,13 @@ api! {
     // QEMU's own.
     fn qemu_add_machine_init_done_notifier(*mut Notifier);
     fn qemu_register_reset(unsafe extern "C" fn(*mut c_void), *mut c_void);
-    fn qemu_add_vm_change_state_handler(unsafe extern "C" fn(*mut c_void, bool, c_int), *mut c_void) -> *mut c_void;
+    fn qemu_add_vm_change_state_handler(RunStateCallback, *mut c_void) -> *mut c_void;
     fn qemu_system_reset_request(c_int);
     fn qemu_system_shutdown_request(c_int);
     fn qemu_system_vmstop_request_prepare();
     fn qemu_system_vmstop_request(c_int);
     fn qemu_get_aio_context() -> *mut c_void;
-    fn aio_bh_schedule_oneshot_full(*mut c_void, unsafe extern "C" fn(*mut c_void), *mut c_void, *const c_char);
+    fn aio_bh_schedule_oneshot_full(*mut c_void, Callback, *mut c_void, *const c_char);
     fn vm_start();
     fn qemu_get_cpu(c_int) -> *mut c_void;
     fn cpus_get_elapsed_ticks() -> i64;
@@ -203,12 +216,18 @@ impl Variables {
     pub fn load() -> Result<Self, Vec<&'static str>> {
         let memory = symbol("address_space_memory\0");
         let machine = symbol("current_machine\0");
-        let missing: Vec<_> = [(memory, "address_space_memory"), (machine, "current_machine")]
-            .into_iter()
-            .filter_map(|(address, name)| address.is_null().then_some(name))
-            .collect();
+        let missing: Vec<_> = [
+            (memory, "address_space_memory"),
+            (machine, "current_machine"),
+        ]
+        .into_iter()
+        .filter_map(|(address, name)| address.is_null().then_some(name))
+        .collect();
         if missing.is_empty() {
-            Ok(Self { address_space_memory: memory, current_machine: machine.cast() })
+            Ok(Self {
+                address_space_memory: memory,
+                current_machine: machine.cast(),
+            })
         } else {
             Err(missing)
         }
@@ -223,13 +242,15 @@ pub fn qemu_version() -> String {
     }
     // SAFETY: `VersionInfo *qmp_query_version(Error **errp)`: allocates and cannot fail.
     let info = unsafe {
-        let query: unsafe extern "C" fn(*mut c_void) -> *const *const VersionTriple = std::mem::transmute(query);
+        let query: unsafe extern "C" fn(*mut c_void) -> *const *const VersionTriple =
+            std::mem::transmute(query);
         query(std::ptr::null_mut())
     };
     if info.is_null() {
         return "?".to_owned();
     }
-    // SAFETY: the first member of `VersionInfo` is `VersionTriple *qemu`, never null; what was allocated is not freed.
+    // SAFETY: the first member of `VersionInfo` is `VersionTriple *qemu`, never null; what was
+    // allocated is not freed.
     let triple = unsafe { &**info };
     format!("{}.{}.{}", triple.major, triple.minor, triple.micro)
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 
-//! The instructions that are the hypervisor's: found when QEMU translates, answered when a vCPU executes them.
+//! The instructions that are the hypervisor's: found when QEMU translates, answered when a vCPU
+//! executes them.
 
 use std::cell::RefCell;
 use std::ffi::{c_uint, c_void, CStr};
@@ -31,7 +32,7 @@ impl Intercept {
         let opcode = bytes.iter().position(|byte| *byte == 0x0f)?;
         let prefixes_only = bytes[..opcode]
             .iter()
-            .all(|byte| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf2 | 0xf3));
+            .all(|byte| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf2..=0xf3));
         match &bytes[opcode + 1..] {
             _ if !prefixes_only => None,
             [0xa2] => Some(Self::Cpuid),
@@ -44,7 +45,9 @@ impl Intercept {
     }
 
     fn from_bits(bits: usize) -> Option<Self> {
-        [Self::Cpuid, Self::Rdmsr, Self::Wrmsr, Self::Hypercall].into_iter().find(|kind| *kind as usize == bits)
+        [Self::Cpuid, Self::Rdmsr, Self::Wrmsr, Self::Hypercall]
+            .into_iter()
+            .find(|kind| *kind as usize == bits)
     }
 }
 
@@ -106,8 +109,8 @@ enum Reg {
 }
 
 const REG_NAMES: [&str; 19] = [
-    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "cs",
-    "efer",
+    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13",
+    "r14", "r15", "rip", "cs", "efer",
 ];
 
 /// `EFER.LMA`: long mode is active.
@@ -139,19 +142,32 @@ pub unsafe fn init_vcpu(api: &Api, index: c_uint) -> Result<(), String> {
         return Err("QEMU tells no registers".to_owned());
     }
     // SAFETY: QEMU returned a valid array of descriptors.
-    let descriptors = unsafe { std::slice::from_raw_parts((*list).data.cast::<RegDescriptor>(), (*list).len as usize) };
+    let descriptors = unsafe {
+        std::slice::from_raw_parts((*list).data.cast::<RegDescriptor>(), (*list).len as usize)
+    };
     let mut handles = [std::ptr::null_mut(); REG_NAMES.len()];
     for (handle, name) in handles.iter_mut().zip(REG_NAMES) {
         // SAFETY: names are interned, NUL-terminated strings.
-        let found = descriptors.iter().find(|d| unsafe { CStr::from_ptr(d.name) }.to_bytes() == name.as_bytes());
-        *handle = found.ok_or_else(|| format!("QEMU's processor has no register '{name}'"))?.handle;
+        let found = descriptors
+            .iter()
+            .find(|d| unsafe { CStr::from_ptr(d.name) }.to_bytes() == name.as_bytes());
+        *handle = found
+            .ok_or_else(|| format!("QEMU's processor has no register '{name}'"))?
+            .handle;
     }
-    // SAFETY: the array is ours to free; the buffer is kept for the life of the thread; the CPU of this index exists.
+    // SAFETY: the array is ours to free; the buffer is kept for the life of the thread; the CPU of
+    // this index exists.
     let (buffer, cpu) = unsafe {
         (api.g_array_free)(list, 1);
         ((api.g_byte_array_new)(), (api.qemu_get_cpu)(index as i32))
     };
-    VCPU.with(|vcpu| *vcpu.borrow_mut() = Some(Vcpu { handles, buffer, cpu }));
+    VCPU.with(|vcpu| {
+        *vcpu.borrow_mut() = Some(Vcpu {
+            handles,
+            buffer,
+            cpu,
+        })
+    });
     Ok(())
 }
 
@@ -163,8 +179,14 @@ impl Vcpu {
             if !(api.qemu_plugin_read_register)(self.handles[reg as usize], self.buffer) {
                 return 0;
             }
-            let bytes = std::slice::from_raw_parts((*self.buffer).data, ((*self.buffer).len as usize).min(8));
-            bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+            let bytes = std::slice::from_raw_parts(
+                (*self.buffer).data,
+                ((*self.buffer).len as usize).min(8),
+            );
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |value, byte| value << 8 | u64::from(*byte))
         }
     }
 
@@ -186,17 +208,25 @@ impl Vcpu {
         self.set(api, high, value >> 32);
     }
 
-    /// The architectural state (`CPUX86State`), which begins with the general registers in their encoding order
-    /// (`target/i386/cpu.h`). QEMU exports no function for it; it follows `CPUState` in the same allocation, and is recognised
-    /// by the register values.
+    /// The architectural state (`CPUX86State`), which begins with the general registers in their
+    /// encoding order (`target/i386/cpu.h`). QEMU exports no function for it; it follows `CPUState`
+    /// in the same allocation, and is recognised by the register values.
     fn env(&self, api: &Api) -> Option<*mut c_void> {
         use Reg::*;
-        let order = [Rax, Rcx, Rdx, Rbx, Rsp, Rbp, Rsi, Rdi, R8, R9, R10, R11, R12, R13, R14, R15];
+        let order = [
+            Rax, Rcx, Rdx, Rbx, Rsp, Rbp, Rsi, Rdi, R8, R9, R10, R11, R12, R13, R14, R15,
+        ];
         let values = order.map(|reg| self.get(api, reg));
         let matches = |offset: usize| {
             (0..values.len()).all(|i| {
                 // SAFETY: callers stay within the CPU's allocation, see below.
-                let word = unsafe { self.cpu.cast::<u8>().add(offset + 8 * i).cast::<u64>().read_volatile() };
+                let word = unsafe {
+                    self.cpu
+                        .cast::<u8>()
+                        .add(offset + 8 * i)
+                        .cast::<u64>()
+                        .read_volatile()
+                };
                 word == values[i]
             })
         };
@@ -204,9 +234,12 @@ impl Vcpu {
         if known != 0 {
             return matches(known).then(|| self.cpu.cast::<u8>().wrapping_add(known).cast());
         }
-        // The state lies behind at least one page of `CPUState` (its TLBs) and the search ends at it; the stack pointer of a guest that
-        // executes RDMSR is not zero, so that zeroed memory does not match.
-        let found = (0..ENV_SEARCH).step_by(16).find(|offset| matches(*offset))?;
+        // The state lies behind at least one page of `CPUState` (its TLBs) and the search ends at
+        // it; the stack pointer of a guest that executes RDMSR is not zero, so that zeroed memory
+        // does not match.
+        let found = (0..ENV_SEARCH)
+            .step_by(16)
+            .find(|offset| matches(*offset))?;
         ENV_OFFSET.store(found, Ordering::Relaxed);
         Some(self.cpu.cast::<u8>().wrapping_add(found).cast())
     }
@@ -215,8 +248,8 @@ impl Vcpu {
 /// Bytes behind the start of `CPUState` in which the architectural state must begin.
 const ENV_SEARCH: usize = 0x1_0000;
 
-// QEMU's helpers find out which guest instruction called them from their return address, and so must a callback that leaves the
-// block: this entry passes that address on as the third argument.
+// QEMU's helpers find out which guest instruction called them from their return address, and so
+// must a callback that leaves the block: this entry passes that address on as the third argument.
 std::arch::global_asm!(
     ".globl hv_insn_entry",
     ".hidden hv_insn_entry",
@@ -243,11 +276,18 @@ enum Then {
     Fault,
 }
 
-/// Execution callback. Leaves by `longjmp` unless the instruction is QEMU's: no value with a destructor is alive then.
+/// Execution callback. Leaves by `longjmp` unless the instruction is QEMU's: no value with a
+/// destructor is alive then.
 unsafe extern "C" fn on_insn(index: c_uint, userdata: *mut c_void, return_address: usize) {
-    let Some(plugin) = crate::plugin() else { return };
-    let (Some(host), Some(site)) = (plugin.host.get(), Site::unpack(userdata)) else { return };
-    let Some(vcpu) = VCPU.with(|vcpu| *vcpu.borrow()) else { return };
+    let Some(plugin) = crate::plugin() else {
+        return;
+    };
+    let (Some(host), Some(site)) = (plugin.host.get(), Site::unpack(userdata)) else {
+        return;
+    };
+    let Some(vcpu) = VCPU.with(|vcpu| *vcpu.borrow()) else {
+        return;
+    };
     let api = &plugin.api;
     match perform(api, &vcpu, &host.hypervisor, VpIndex(index), site.kind) {
         Then::Original => (),
@@ -255,9 +295,10 @@ unsafe extern "C" fn on_insn(index: c_uint, userdata: *mut c_void, return_addres
             if let Some(profile) = &plugin.profile {
                 profile.leave(index, site.slot, site.skipped);
             }
-            // SAFETY: the return address lies in the translated block that called; this brings instruction pointer and condition code
-            // state up to date, as before any exit from within a block. `qemu_plugin_set_pc` may be called in a callback with
-            // this flag; it does not return, and nothing here has a destructor.
+            // SAFETY: the return address lies in the translated block that called; this brings
+            // instruction pointer and condition code state up to date, as before any exit from
+            // within a block. `qemu_plugin_set_pc` may be called in a callback with this flag; it
+            // does not return, and nothing here has a destructor.
             unsafe {
                 (api.cpu_restore_state)(vcpu.cpu, return_address);
                 let next = vcpu.get(api, Reg::Rip).wrapping_add(site.len.into());
@@ -271,10 +312,13 @@ unsafe extern "C" fn on_insn(index: c_uint, userdata: *mut c_void, return_addres
             // SAFETY: as above.
             unsafe { (api.cpu_restore_state)(vcpu.cpu, return_address) };
             if let Some(env) = vcpu.env(api) {
-                // SAFETY: `env` is this vCPU's state; raises the exception as QEMU's own RDMSR and WRMSR do, and does not return.
+                // SAFETY: `env` is this vCPU's state; raises the exception as QEMU's own RDMSR and
+                // WRMSR do, and does not return.
                 unsafe { (api.raise_exception_err_ra)(env, api::EXCP_GPF, 0, return_address) }
             }
-            tracing::error!("cannot raise #GP: architectural state not found; the instruction is ignored");
+            tracing::error!(
+                "cannot raise #GP: architectural state not found; the instruction is ignored"
+            );
             let next = vcpu.get(api, Reg::Rip).wrapping_add(site.len.into());
             // SAFETY: as for `Then::Skip`.
             unsafe { (api.qemu_plugin_set_pc)(next) }
@@ -286,7 +330,9 @@ fn perform(api: &Api, vcpu: &Vcpu, hypervisor: &Hypervisor, vp: VpIndex, kind: I
     use Reg::*;
     match kind {
         Intercept::Cpuid => {
-            let Some([a, b, c, d]) = hypervisor.cpuid(vcpu.get(api, Rax) as u32) else { return Then::Original };
+            let Some([a, b, c, d]) = hypervisor.cpuid(vcpu.get(api, Rax) as u32) else {
+                return Then::Original;
+            };
             for (reg, value) in [(Rax, a), (Rbx, b), (Rcx, c), (Rdx, d)] {
                 vcpu.set(api, reg, value.into());
             }
@@ -299,7 +345,9 @@ fn perform(api: &Api, vcpu: &Vcpu, hypervisor: &Hypervisor, vp: VpIndex, kind: I
                 return Then::Original;
             }
             let result = if kind == Intercept::Rdmsr {
-                hypervisor.read_msr(vp, msr).map(|value| vcpu.set_pair(api, Rdx, Rax, value))
+                hypervisor
+                    .read_msr(vp, msr)
+                    .map(|value| vcpu.set_pair(api, Rdx, Rax, value))
             } else {
                 hypervisor.write_msr(vp, msr, vcpu.pair(api, Rdx, Rax))
             };
@@ -313,10 +361,15 @@ fn perform(api: &Api, vcpu: &Vcpu, hypervisor: &Hypervisor, vp: VpIndex, kind: I
             if vcpu.get(api, Cs) & 3 != 0 {
                 return Then::Original;
             }
-            // TLFS "Hypercall Inputs": registers of 64-bit and of 32-bit callers. Compatibility mode at CPL 0 is not distinguished.
+            // TLFS "Hypercall Inputs": registers of 64-bit and of 32-bit callers. Compatibility
+            // mode at CPL 0 is not distinguished.
             let long = vcpu.get(api, Efer) & EFER_LMA != 0;
             let call = if long {
-                Hypercall { control: vcpu.get(api, Rcx), input: vcpu.get(api, Rdx), output: vcpu.get(api, R8) }
+                Hypercall {
+                    control: vcpu.get(api, Rcx),
+                    input: vcpu.get(api, Rdx),
+                    output: vcpu.get(api, R8),
+                }
             } else {
                 Hypercall {
                     control: vcpu.pair(api, Rdx, Rax),
@@ -324,7 +377,9 @@ fn perform(api: &Api, vcpu: &Vcpu, hypervisor: &Hypervisor, vp: VpIndex, kind: I
                     output: vcpu.pair(api, Rdi, Rsi),
                 }
             };
-            let Some(result) = hypervisor.hypercall(vp, call) else { return Then::Original };
+            let Some(result) = hypervisor.hypercall(vp, call) else {
+                return Then::Original;
+            };
             if long {
                 vcpu.set(api, Rax, result);
             } else {
@@ -343,13 +398,21 @@ pub unsafe fn on_translate(plugin: &Plugin, tb: *mut c_void) {
     let api = &plugin.api;
     // SAFETY: `tb` is valid during the callback, and so are its instructions.
     let count = unsafe { (api.qemu_plugin_tb_n_insns)(tb) };
-    let slot = plugin.profile.as_ref().map_or(0, |profile| profile.block(api, tb, count));
+    let slot = plugin
+        .profile
+        .as_ref()
+        .map_or(0, |profile| profile.block(api, tb, count));
     let mut last_page = 0;
     for i in 0..count {
         // SAFETY: as above; `i` is within the block.
         let insn = unsafe { (api.qemu_plugin_tb_get_insn)(tb, i) };
         // SAFETY: as above.
-        let (host, size) = unsafe { ((api.qemu_plugin_insn_haddr)(insn) as usize, (api.qemu_plugin_insn_size)(insn)) };
+        let (host, size) = unsafe {
+            (
+                (api.qemu_plugin_insn_haddr)(insn) as usize,
+                (api.qemu_plugin_insn_size)(insn),
+            )
+        };
         if let Some(code) = plugin.host.get().map(|host| &host.code) {
             if host != 0 && host >> 12 != last_page {
                 last_page = host >> 12;
@@ -365,11 +428,24 @@ pub unsafe fn on_translate(plugin: &Plugin, tb: *mut c_void) {
         let mut bytes = [0; INSN_MAX];
         // SAFETY: the buffer has the length that is told.
         let len = unsafe { (api.qemu_plugin_insn_data)(insn, bytes.as_mut_ptr().cast(), INSN_MAX) };
-        let Some(kind) = Intercept::decode(&bytes[..len.min(INSN_MAX)]) else { continue };
-        let site = Site { kind, len: size as u8, skipped: (count - 1 - i).min(0xffff) as u16, slot };
-        // SAFETY: the callback has the type asked for but for a third argument that it takes from its own return address.
+        let Some(kind) = Intercept::decode(&bytes[..len.min(INSN_MAX)]) else {
+            continue;
+        };
+        let site = Site {
+            kind,
+            len: size as u8,
+            skipped: (count - 1 - i).min(0xffff) as u16,
+            slot,
+        };
+        // SAFETY: the callback has the type asked for but for a third argument that it takes from
+        // its own return address.
         unsafe {
-            (api.qemu_plugin_register_vcpu_insn_exec_cb)(insn, hv_insn_entry, api::CB_RW_REGS_PC, site.pack());
+            (api.qemu_plugin_register_vcpu_insn_exec_cb)(
+                insn,
+                hv_insn_entry,
+                api::CB_RW_REGS_PC,
+                site.pack(),
+            );
         }
     }
 }
@@ -395,17 +471,39 @@ mod tests {
     fn decodes_the_four_and_nothing_else() {
         assert_eq!(Intercept::decode(&[0x0f, 0xa2]), Some(Intercept::Cpuid));
         assert_eq!(Intercept::decode(&[0x0f, 0x32]), Some(Intercept::Rdmsr));
-        assert_eq!(Intercept::decode(&[0x66, 0x48, 0x0f, 0x30]), Some(Intercept::Wrmsr));
-        assert_eq!(Intercept::decode(&[0x0f, 0x01, 0xd9]), Some(Intercept::Hypercall));
-        assert_eq!(Intercept::decode(&[0x0f, 0x01, 0xc1]), Some(Intercept::Hypercall));
-        for other in [&[0x0f, 0x31][..], &[0xb8, 0x0f, 0xa2], &[0x0f, 0x01, 0xd0], &[0x0f], &[0x90], &[0x0f, 0xa2, 0x00], &[]] {
+        assert_eq!(
+            Intercept::decode(&[0x66, 0x48, 0x0f, 0x30]),
+            Some(Intercept::Wrmsr)
+        );
+        assert_eq!(
+            Intercept::decode(&[0x0f, 0x01, 0xd9]),
+            Some(Intercept::Hypercall)
+        );
+        assert_eq!(
+            Intercept::decode(&[0x0f, 0x01, 0xc1]),
+            Some(Intercept::Hypercall)
+        );
+        for other in [
+            &[0x0f, 0x31][..],
+            &[0xb8, 0x0f, 0xa2],
+            &[0x0f, 0x01, 0xd0],
+            &[0x0f],
+            &[0x90],
+            &[0x0f, 0xa2, 0x00],
+            &[],
+        ] {
             assert_eq!(Intercept::decode(other), None, "{other:x?}");
         }
     }
 
     #[test]
     fn a_site_survives_its_pointer() {
-        let site = Site { kind: Intercept::Wrmsr, len: 2, skipped: 511, slot: 0xfedc_ba98 };
+        let site = Site {
+            kind: Intercept::Wrmsr,
+            len: 2,
+            skipped: 511,
+            slot: 0xfedc_ba98,
+        };
         assert_eq!(Site::unpack(site.pack()), Some(site));
         assert_eq!(Site::unpack(9 as *mut c_void), None);
     }

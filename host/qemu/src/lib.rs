@@ -2,7 +2,8 @@
 
 //! Glue between QEMU and the host, a TCG plugin: the only unsafe code of the host.
 //!
-//! `qemu-system-x86_64 -accel tcg,thread=multi -plugin libhv_host_qemu.so,control=SOCKET[,vmbus=6.0][,log=FILE][,profile=on]`
+//! `qemu-system-x86_64 -accel tcg,thread=multi -plugin
+//! libhv_host_qemu.so,control=SOCKET[,vmbus=6.0][,log=FILE][,profile=on]`
 
 mod api;
 mod args;
@@ -17,16 +18,16 @@ use std::sync::{Arc, OnceLock};
 use api::{Api, Info, Notifier, Variables};
 use args::Args;
 use hv_hypervisor::{Config, Hypervisor, Profiler};
+use hv_vmbus_host::{HostConfig, LogLevelSetter};
 use machine::{QemuMachine, TscSample};
 use memory::CodePages;
-use hv_vmbus_host::{HostConfig, LogLevelSetter};
 use parking_lot::Mutex;
 use profile::Profile;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::reload;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// The plugin interface version for which this plugin is built; QEMU looks for the symbol.
 #[no_mangle]
@@ -66,12 +67,18 @@ pub(crate) fn plugin() -> Option<&'static Plugin> {
     PLUGIN.get()
 }
 
-/// Entry point, called by QEMU when it loads the plugin. Returns 0, or 1 after one line on standard error.
+/// Entry point, called by QEMU when it loads the plugin. Returns 0, or 1 after one line on standard
+/// error.
 ///
 /// # Safety
 /// Called by QEMU with valid arguments (`qemu-plugin.h`, `qemu_plugin_install`).
 #[no_mangle]
-pub unsafe extern "C" fn qemu_plugin_install(id: u64, info: *const Info, argc: c_int, argv: *mut *mut c_char) -> c_int {
+pub unsafe extern "C" fn qemu_plugin_install(
+    id: u64,
+    info: *const Info,
+    argc: c_int,
+    argv: *mut *mut c_char,
+) -> c_int {
     // SAFETY: as the caller promises.
     match unsafe { install(id, &*info, argc, argv) } {
         Ok(()) => 0,
@@ -85,14 +92,21 @@ pub unsafe extern "C" fn qemu_plugin_install(id: u64, info: *const Info, argc: c
 unsafe fn install(id: u64, info: &Info, argc: c_int, argv: *mut *mut c_char) -> Result<(), String> {
     let words = (0..usize::try_from(argc).unwrap_or(0))
         // SAFETY: `argv` has `argc` NUL-terminated strings.
-        .map(|i| unsafe { CStr::from_ptr(*argv.add(i)) }.to_str().map_err(|_| "arguments must be UTF-8".to_owned()))
+        .map(|i| {
+            unsafe { CStr::from_ptr(*argv.add(i)) }
+                .to_str()
+                .map_err(|_| "arguments must be UTF-8".to_owned())
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let args = Args::parse(words)?;
     let installed = TscSample::now();
     // SAFETY: a NUL-terminated string of QEMU's.
     let target = unsafe { CStr::from_ptr(info.target_name) };
     if !info.system_emulation || target.to_bytes() != b"x86_64" {
-        return Err(format!("needs qemu-system-x86_64, this QEMU emulates {}", target.to_string_lossy()));
+        return Err(format!(
+            "needs qemu-system-x86_64, this QEMU emulates {}",
+            target.to_string_lossy()
+        ));
     }
     if info.version_cur < api::PLUGIN_VERSION {
         return Err(format!(
@@ -102,16 +116,38 @@ unsafe fn install(id: u64, info: &Info, argc: c_int, argv: *mut *mut c_char) -> 
             info.version_cur
         ));
     }
-    let lacks = |names: Vec<&str>| format!("QEMU {} lacks {}: this plugin is made for QEMU 11.1", api::qemu_version(), names.join(", "));
+    let lacks = |names: Vec<&str>| {
+        format!(
+            "QEMU {} lacks {}: this plugin is made for QEMU 11.1",
+            api::qemu_version(),
+            names.join(", ")
+        )
+    };
     let api = Api::load().map_err(lacks)?;
     let variables = Variables::load().map_err(lacks)?;
     let set_log_level = Mutex::new(Some(init_log(&args)?));
-    tracing::info!("QEMU {}, {} vCPUs, arguments {args:?}", api::qemu_version(), info.smp_vcpus);
+    tracing::info!(
+        "QEMU {}, {} vCPUs, arguments {args:?}",
+        api::qemu_version(),
+        info.smp_vcpus
+    );
     let vp_count = u32::try_from(info.smp_vcpus).map_err(|_| "no vCPUs".to_owned())?;
     machine::mark_qemu_thread();
     let profile = args.profile.then(|| Arc::new(Profile::new(api, vp_count)));
     let profiling = profile.is_some();
-    if PLUGIN.set(Plugin { api, variables, args, set_log_level, vp_count, installed, profile, host: OnceLock::new() }).is_err() {
+    if PLUGIN
+        .set(Plugin {
+            api,
+            variables,
+            args,
+            set_log_level,
+            vp_count,
+            installed,
+            profile,
+            host: OnceLock::new(),
+        })
+        .is_err()
+    {
         return Err("loaded twice".to_owned());
     }
     let notifier = Box::leak(Box::new(Notifier {
@@ -119,14 +155,24 @@ unsafe fn install(id: u64, info: &Info, argc: c_int, argv: *mut *mut c_char) -> 
         next: std::ptr::null_mut(),
         prev: std::ptr::null_mut(),
     }));
-    // SAFETY: called on the main thread while QEMU starts, as these functions ask; the callbacks have the types declared in
-    // `qemu-plugin.h` and QEMU's headers; the notifier lives for ever.
+    // SAFETY: called on the main thread while QEMU starts, as these functions ask; the callbacks
+    // have the types declared in `qemu-plugin.h` and QEMU's headers; the notifier lives for ever.
     unsafe {
         (api.qemu_plugin_register_vcpu_init_cb)(id, on_vcpu_init, std::ptr::null_mut());
         (api.qemu_plugin_register_vcpu_tb_trans_cb)(id, on_translate, std::ptr::null_mut());
-        (api.qemu_plugin_register_vcpu_discon_cb)(id, api::DISCON_INTERRUPT, on_interrupt, std::ptr::null_mut());
+        (api.qemu_plugin_register_vcpu_discon_cb)(
+            id,
+            api::DISCON_INTERRUPT,
+            on_interrupt,
+            std::ptr::null_mut(),
+        );
         if profiling {
-            (api.qemu_plugin_register_vcpu_discon_cb)(id, api::DISCON_EXCEPTION, on_exception, std::ptr::null_mut());
+            (api.qemu_plugin_register_vcpu_discon_cb)(
+                id,
+                api::DISCON_EXCEPTION,
+                on_exception,
+                std::ptr::null_mut(),
+            );
         }
         (api.qemu_plugin_register_atexit_cb)(id, on_exit, std::ptr::null_mut());
         (api.qemu_add_machine_init_done_notifier)(notifier);
@@ -138,16 +184,29 @@ unsafe fn install(id: u64, info: &Info, argc: c_int, argv: *mut *mut c_char) -> 
 fn init_log(args: &Args) -> Result<LogLevelSetter, String> {
     let (level, writer) = match &args.log {
         Some(path) => {
-            let file = std::fs::File::create(path).map_err(|error| format!("log file {}: {error}", path.display()))?;
-            (LevelFilter::DEBUG, BoxMakeWriter::new(std::sync::Mutex::new(file)))
+            let file = std::fs::File::create(path)
+                .map_err(|error| format!("log file {}: {error}", path.display()))?;
+            (
+                LevelFilter::DEBUG,
+                BoxMakeWriter::new(std::sync::Mutex::new(file)),
+            )
         }
         None => (LevelFilter::WARN, BoxMakeWriter::new(std::io::stderr)),
     };
     let (filter, handle) = reload::Layer::new(level);
-    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_thread_names(true).with_writer(writer);
-    tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(|error| format!("log: {error}"))?;
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_thread_names(true)
+        .with_writer(writer);
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .try_init()
+        .map_err(|error| format!("log: {error}"))?;
     Ok(Box::new(move |level| {
-        let level: LevelFilter = level.parse().map_err(|_| format!("{level:?} is not error, warn, info, debug or trace"))?;
+        let level: LevelFilter = level
+            .parse()
+            .map_err(|_| format!("{level:?} is not error, warn, info, debug or trace"))?;
         handle.reload(level).map_err(|error| error.to_string())
     }))
 }
@@ -186,7 +245,8 @@ unsafe extern "C" fn on_machine_done(_: *mut Notifier, _: *mut c_void) {
     match start(plugin) {
         Ok(host) => {
             let _ = plugin.host.set(host);
-            // SAFETY: on the main thread, which holds QEMU's lock; the callbacks have the declared types.
+            // SAFETY: on the main thread, which holds QEMU's lock; the callbacks have the declared
+            // types.
             unsafe {
                 (plugin.api.qemu_register_reset)(on_reset, std::ptr::null_mut());
                 (plugin.api.qemu_add_vm_change_state_handler)(on_run_state, std::ptr::null_mut());
@@ -197,10 +257,24 @@ unsafe extern "C" fn on_machine_done(_: *mut Notifier, _: *mut c_void) {
 }
 
 fn start(plugin: &'static Plugin) -> Result<Host, String> {
-    let machine = Arc::new(QemuMachine::new(plugin.api, plugin.variables, plugin.vp_count, plugin.installed));
+    let machine = Arc::new(QemuMachine::new(
+        plugin.api,
+        plugin.variables,
+        plugin.vp_count,
+        plugin.installed,
+    ));
     let (ram, code) = memory::map(plugin.api, plugin.variables)?;
-    let profiler = plugin.profile.clone().map(|profile| profile as Arc<dyn Profiler>);
-    let config = Config { machine: machine.clone(), processors: machine.clone(), vp_count: plugin.vp_count, ram, profiler };
+    let profiler = plugin
+        .profile
+        .clone()
+        .map(|profile| profile as Arc<dyn Profiler>);
+    let config = Config {
+        machine: machine.clone(),
+        processors: machine.clone(),
+        vp_count: plugin.vp_count,
+        ram,
+        profiler,
+    };
     // Our threads inherit the mask of this one: signals are QEMU's.
     let blocked = BlockedSignals::new();
     let hypervisor = Hypervisor::new(config);
@@ -218,7 +292,11 @@ fn start(plugin: &'static Plugin) -> Result<Host, String> {
     .map_err(|error| error.to_string())?;
     drop(blocked);
     hypervisor.set_sink(vmbus.sink());
-    Ok(Host { hypervisor, code, vmbus: Mutex::new(Some(vmbus)) })
+    Ok(Host {
+        hypervisor,
+        code,
+        vmbus: Mutex::new(Some(vmbus)),
+    })
 }
 
 unsafe extern "C" fn on_reset(_: *mut c_void) {

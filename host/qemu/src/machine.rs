@@ -14,7 +14,8 @@ use crate::api::{self, Api, Variables};
 
 /// Guest-physical base of message-signalled interrupts.
 const MSI_BASE: u64 = 0xfee0_0000;
-/// `MEMTXATTRS_UNSPECIFIED` would be bit 32; zero attributes are what a bus master without an id sends.
+/// `MEMTXATTRS_UNSPECIFIED` would be bit 32; zero attributes are what a bus master without an id
+/// sends.
 const NO_ATTRIBUTES: u64 = 0;
 /// Shortest time over which the TSC is measured.
 const MEASURE: Duration = Duration::from_millis(50);
@@ -29,8 +30,8 @@ pub struct QemuMachine {
     frequency: OnceLock<u64>,
 }
 
-// SAFETY: the pointers are addresses of QEMU's global variables, which live as long as the process; every function used is one that
-// QEMU allows from any thread (see each use).
+// SAFETY: the pointers are addresses of QEMU's global variables, which live as long as the process;
+// every function used is one that QEMU allows from any thread (see each use).
 unsafe impl Send for QemuMachine {}
 // SAFETY: as above; there is no interior mutability but the `OnceLock`.
 unsafe impl Sync for QemuMachine {}
@@ -38,27 +39,42 @@ unsafe impl Sync for QemuMachine {}
 impl QemuMachine {
     /// Takes the machine as it is when its initialisation is done.
     pub fn new(api: Api, variables: Variables, vp_count: u32, start: TscSample) -> Self {
-        // SAFETY: the machine exists, and is an X86MachineState since the target is x86_64 and TCG's `microvm`, `pc` and `q35` are
-        // all derived from it.
+        // SAFETY: the machine exists, and is an X86MachineState since the target is x86_64 and
+        // TCG's `microvm`, `pc` and `q35` are all derived from it.
         let apic_ids = (0..vp_count)
-            .map(|index| unsafe { (api.x86_cpu_apic_id_from_index)(*variables.current_machine, index) })
+            .map(|index| unsafe {
+                (api.x86_cpu_apic_id_from_index)(*variables.current_machine, index)
+            })
             .collect();
-        Self { api, variables, apic_ids, start, frequency: OnceLock::new() }
+        Self {
+            api,
+            variables,
+            apic_ids,
+            start,
+            frequency: OnceLock::new(),
+        }
     }
 
     /// Runs `f` on QEMU's main loop, soon.
     fn on_main_loop(&self, f: unsafe extern "C" fn(*mut c_void), name: &'static std::ffi::CStr) {
-        // SAFETY: scheduling a bottom half is thread-safe; `f` takes no argument; the name is static.
+        // SAFETY: scheduling a bottom half is thread-safe; `f` takes no argument; the name is
+        // static.
         unsafe {
             let context = (self.api.qemu_get_aio_context)();
-            (self.api.aio_bh_schedule_oneshot_full)(context, f, std::ptr::null_mut(), name.as_ptr());
+            (self.api.aio_bh_schedule_oneshot_full)(
+                context,
+                f,
+                std::ptr::null_mut(),
+                name.as_ptr(),
+            );
         }
     }
 }
 
 /// The host's time stamp counter, on which QEMU's guest TSC is based (`cpu_get_host_ticks`).
 fn host_tsc() -> u64 {
-    // SAFETY: RDTSC is available on every x86-64 processor and is not disabled for user space by Linux by default.
+    // SAFETY: RDTSC is available on every x86-64 processor and is not disabled for user space by
+    // Linux by default.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
@@ -76,9 +92,18 @@ impl TscSample {
             let before = host_tsc();
             let time = Instant::now();
             let after = host_tsc();
-            (after - before, Self { tsc: before + (after - before) / 2, time })
+            (
+                after - before,
+                Self {
+                    tsc: before + (after - before) / 2,
+                    time,
+                },
+            )
         };
-        let (_, best) = (0..8).map(|_| sample()).min_by_key(|(width, _)| *width).unwrap_or_else(sample);
+        let (_, best) = (0..8)
+            .map(|_| sample())
+            .min_by_key(|(width, _)| *width)
+            .unwrap_or_else(sample);
         best
     }
 }
@@ -95,12 +120,15 @@ pub fn mark_qemu_thread() {
     QEMU_THREAD.with(|flag| flag.set(true));
 }
 
-/// Keeps a thread of ours registered with QEMU's RCU, so that the memory map that it walks is not freed meanwhile.
+/// Keeps a thread of ours registered with QEMU's RCU, so that the memory map that it walks is not
+/// freed meanwhile.
 struct Rcu(Option<unsafe extern "C" fn()>);
 
 impl Rcu {
     fn register() -> Self {
-        let Some(plugin) = crate::plugin() else { return Self(None) };
+        let Some(plugin) = crate::plugin() else {
+            return Self(None);
+        };
         // SAFETY: the thread is not registered: it is not QEMU's, and this runs once per thread.
         unsafe { (plugin.api.rcu_register_thread)() };
         Self(Some(plugin.api.rcu_unregister_thread))
@@ -110,7 +138,8 @@ impl Rcu {
 impl Drop for Rcu {
     fn drop(&mut self) {
         if let Some(unregister) = self.0 {
-            // SAFETY: registered by `register`, once; the thread is ending and holds no RCU read lock.
+            // SAFETY: registered by `register`, once; the thread is ending and holds no RCU read
+            // lock.
             unsafe { unregister() }
         }
     }
@@ -132,12 +161,15 @@ unsafe extern "C" fn continue_vm(_: *mut c_void) {
 
 impl Machine for QemuMachine {
     fn interrupt(&self, vp: VpIndex, vector: u8) {
-        let Some(apic_id) = self.apic_ids.get(vp.0 as usize) else { return };
+        let Some(apic_id) = self.apic_ids.get(vp.0 as usize) else {
+            return;
+        };
         with_rcu_thread();
         let message = u32::from(vector).to_le_bytes();
         let address = MSI_BASE | u64::from(*apic_id) << 12;
-        // SAFETY: `address_space_memory` is QEMU's system memory; the buffer has 4 bytes; the thread is known to RCU. The function
-        // takes QEMU's lock itself when the caller does not hold it.
+        // SAFETY: `address_space_memory` is QEMU's system memory; the buffer has 4 bytes; the
+        // thread is known to RCU. The function takes QEMU's lock itself when the caller does not
+        // hold it.
         unsafe {
             (self.api.address_space_write)(
                 self.variables.address_space_memory,
@@ -171,7 +203,8 @@ impl Machine for QemuMachine {
     }
 
     fn pause(&self) {
-        // SAFETY: both take their own lock; made for callers outside the main loop (QEMU's `vm_stop`).
+        // SAFETY: both take their own lock; made for callers outside the main loop (QEMU's
+        // `vm_stop`).
         unsafe {
             (self.api.qemu_system_vmstop_request_prepare)();
             (self.api.qemu_system_vmstop_request)(api::RUN_STATE_PAUSED);
@@ -183,7 +216,8 @@ impl Machine for QemuMachine {
     }
 
     fn reset(&self) {
-        // SAFETY: sets a flag and wakes the main loop; on a vCPU's thread it also makes that vCPU stop.
+        // SAFETY: sets a flag and wakes the main loop; on a vCPU's thread it also makes that vCPU
+        // stop.
         unsafe { (self.api.qemu_system_reset_request)(api::SHUTDOWN_HOST_QMP_SYSTEM_RESET) }
     }
 
@@ -195,11 +229,17 @@ impl Machine for QemuMachine {
 
 impl Processors for QemuMachine {
     fn apic_id(&self, vp: VpIndex) -> u32 {
-        self.apic_ids.get(vp.0 as usize).copied().unwrap_or(u32::MAX)
+        self.apic_ids
+            .get(vp.0 as usize)
+            .copied()
+            .unwrap_or(u32::MAX)
     }
 
     fn runtime(&self, _vp: VpIndex) -> u64 {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         // SAFETY: `time` is valid for writing. On the VP's own thread, whose CPU time is the VP's.
         unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
         time.tv_sec as u64 * 10_000_000 + time.tv_nsec as u64 / 100

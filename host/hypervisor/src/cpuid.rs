@@ -2,64 +2,36 @@
 
 //! The hypervisor's CPUID leaves (TLFS, "Feature and Interface Discovery").
 
-use crate::tlfs::cpuid as leaf;
+use vmbus_proto::tlfs::cpuid::{
+    self as leaf, Features, Privileges, Recommendations, INTERFACE_SIGNATURE, VENDOR_SIGNATURE,
+};
 
-/// `HV_PARTITION_PRIVILEGE_MASK` low half (leaf 0x40000003 EAX): which MSRs the guest may use.
-pub mod features_eax {
-    /// AccessVpRunTimeReg
-    pub const VP_RUNTIME: u32 = 1 << 0;
-    /// AccessPartitionReferenceCounter
-    pub const REFERENCE_COUNTER: u32 = 1 << 1;
-    /// AccessSynicRegs
-    pub const SYNIC: u32 = 1 << 2;
-    /// AccessSyntheticTimerRegs
-    pub const STIMERS: u32 = 1 << 3;
-    /// AccessIntrCtrlRegs: EOI, ICR, TPR and the VP assist page
-    pub const APIC: u32 = 1 << 4;
-    /// AccessHypercallMsrs
-    pub const HYPERCALL: u32 = 1 << 5;
-    /// AccessVpIndex
-    pub const VP_INDEX: u32 = 1 << 6;
-    /// AccessResetReg
-    pub const RESET: u32 = 1 << 7;
-    /// AccessPartitionReferenceTsc
-    pub const REFERENCE_TSC: u32 = 1 << 9;
-    /// AccessFrequencyRegs
-    pub const FREQUENCY: u32 = 1 << 11;
-}
+/// What the partition may do. No isolation: not a confidential VM.
+const PRIVILEGES: Privileges = Privileges::VP_RUNTIME
+    .union(Privileges::TIME_REF_COUNT)
+    .union(Privileges::SYNIC)
+    .union(Privileges::SYNTHETIC_TIMERS)
+    .union(Privileges::APIC_ACCESS)
+    .union(Privileges::HYPERCALL)
+    .union(Privileges::VP_INDEX)
+    .union(Privileges::RESET)
+    .union(Privileges::REFERENCE_TSC)
+    .union(Privileges::FREQUENCY_MSRS)
+    .union(Privileges::POST_MESSAGES)
+    .union(Privileges::SIGNAL_EVENTS)
+    .union(Privileges::EXTENDED_HYPERCALLS);
 
-/// `HV_PARTITION_PRIVILEGE_MASK` high half (leaf 0x40000003 EBX): which hypercalls the guest may
-/// make.
-pub mod features_ebx {
-    /// PostMessages
-    pub const POST_MESSAGES: u32 = 1 << 4;
-    /// SignalEvents
-    pub const SIGNAL_EVENTS: u32 = 1 << 5;
-    /// EnableExtendedHypercalls
-    pub const EXTENDED_HYPERCALLS: u32 = 1 << 20;
-}
+const FEATURES: Features = Features::FREQUENCY_MSRS
+    .union(Features::CRASH_MSRS)
+    .union(Features::SINT_POLLING)
+    .union(Features::HYPERCALL_MSR_LOCK)
+    .union(Features::STIMER_DIRECT_MODE);
 
-/// Leaf 0x40000003 EDX: what else exists.
-pub mod features_edx {
-    /// Frequency MSRs exist.
-    pub const FREQUENCY: u32 = 1 << 8;
-    /// Guest crash MSRs exist.
-    pub const CRASH: u32 = 1 << 10;
-    /// SINT polling mode exists.
-    pub const SINT_POLLING: u32 = 1 << 17;
-    /// The hypercall MSR can be locked.
-    pub const HYPERCALL_LOCK: u32 = 1 << 18;
-    /// Synthetic timers can interrupt directly.
-    pub const DIRECT_STIMERS: u32 = 1 << 19;
-}
+const RECOMMENDATIONS: Recommendations =
+    Recommendations::RELAXED_TIMING.union(Recommendations::DEPRECATE_AUTO_EOI);
 
-/// Leaf 0x40000004 EAX: what the guest should prefer.
-pub mod hints_eax {
-    /// Relaxed timing: no watchdogs that assume real time.
-    pub const RELAXED_TIMING: u32 = 1 << 5;
-    /// AutoEOI is deprecated.
-    pub const DEPRECATE_AUTO_EOI: u32 = 1 << 9;
-}
+/// Spins before HvCallNotifyLongSpinWait: never.
+const SPIN_RETRIES: u32 = u32::MAX;
 
 /// The answer to CPUID `function` for a partition of `vp_count` virtual processors, as EAX, EBX,
 /// ECX, EDX; `None` when the leaf is not of the hypervisor range, so that the processor must
@@ -70,48 +42,28 @@ pub mod hints_eax {
 /// would be taken for Hyper-V's. In particular the leaves 0x40000080..0x40000082 of the
 /// virtualization stack must read as zero: no confidential VMBus.
 pub fn answer(function: u32, vp_count: u32) -> Option<[u32; 4]> {
-    if !(leaf::FIRST..=leaf::LAST).contains(&function) {
+    if !(leaf::VENDOR_AND_MAX_FUNCTIONS..=leaf::LAST_HYPERVISOR_LEAF).contains(&function) {
         return None;
     }
-    let word = |text: &[u8; 4]| u32::from_le_bytes(*text);
+    let [vendor_b, vendor_c, vendor_d] = VENDOR_SIGNATURE;
     Some(match function {
-        leaf::VENDOR => [leaf::HARDWARE, word(b"Micr"), word(b"osof"), word(b"t Hv")],
-        leaf::INTERFACE => [word(b"Hv#1"), 0, 0, 0],
+        leaf::VENDOR_AND_MAX_FUNCTIONS => [leaf::HARDWARE_FEATURES, vendor_b, vendor_c, vendor_d],
+        leaf::INTERFACE => [INTERFACE_SIGNATURE, 0, 0, 0],
         // Build 26100 of version 10.0, the one of Windows Server 2025, which is the first with
-        // VMBus 6.0; ECX service pack 0, EDX service branch 0, number 0.
+        // VMBus 6.0; service pack 0, branch 0.
         leaf::VERSION => [26100, 10 << 16, 0, 0],
         leaf::FEATURES => {
-            let eax = features_eax::VP_RUNTIME
-                | features_eax::REFERENCE_COUNTER
-                | features_eax::SYNIC
-                | features_eax::STIMERS
-                | features_eax::APIC
-                | features_eax::HYPERCALL
-                | features_eax::VP_INDEX
-                | features_eax::RESET
-                | features_eax::REFERENCE_TSC
-                | features_eax::FREQUENCY;
-            let ebx = features_ebx::POST_MESSAGES
-                | features_ebx::SIGNAL_EVENTS
-                | features_ebx::EXTENDED_HYPERCALLS;
-            let edx = features_edx::FREQUENCY
-                | features_edx::CRASH
-                | features_edx::SINT_POLLING
-                | features_edx::HYPERCALL_LOCK
-                | features_edx::DIRECT_STIMERS;
-            [eax, ebx, 0, edx]
+            let privileges = PRIVILEGES.bits();
+            [
+                privileges as u32,
+                (privileges >> 32) as u32,
+                0,
+                FEATURES.bits(),
+            ]
         }
-        // EBX: spin this often before HvCallNotifyLongSpinWait; all ones: never.
         // ECX: physical address bits, 0: not told.
-        leaf::RECOMMENDATIONS => [
-            hints_eax::RELAXED_TIMING | hints_eax::DEPRECATE_AUTO_EOI,
-            u32::MAX,
-            0,
-            0,
-        ],
-        // EAX virtual processors, EBX logical processors, ECX physical interrupt vectors for
-        // remapping.
-        leaf::LIMITS => [vp_count, vp_count, 0, 0],
+        leaf::ENLIGHTENMENT_INFO => [RECOMMENDATIONS.bits(), SPIN_RETRIES, 0, 0],
+        leaf::IMPLEMENTATION_LIMITS => [vp_count, vp_count, 0, 0],
         _ => [0; 4],
     })
 }

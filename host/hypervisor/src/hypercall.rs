@@ -2,38 +2,19 @@
 
 //! Hypercalls (TLFS, "Hypercall Interface").
 
-use hv_partition::{HvStatus, VpIndex};
-
-use crate::tlfs::{
-    call, status, MESSAGE_PAYLOAD_MAX, MESSAGE_TYPE_HYPERVISOR, PAGE_SIZE, PARTITION_ID_SELF,
+use hv_partition::VpIndex;
+use vmbus_proto::tlfs::hypercall::{
+    hypercall_result, HvStatus, HypercallCode, HypercallControl, PostMessageInput, SignalEventInput,
 };
-use crate::Shared;
+use vmbus_proto::tlfs::synic::MessageType;
+use zerocopy::FromBytes;
 
-/// The hypercall input value (TLFS "Hypercall Inputs"), taken apart.
-#[derive(Clone, Copy, Debug)]
-struct Control(u64);
+use crate::{Shared, PAGE_SIZE};
 
-impl Control {
-    /// Bits 27..=31, 44..=47 and 60..=63. Bit 31 asks for the outermost of nested hypervisors, and
-    /// there is only one.
-    const RESERVED: u64 = 0xf000_f000_f800_0000;
-
-    fn code(self) -> u16 {
-        self.0 as u16
-    }
-    fn fast(self) -> bool {
-        self.0 & 1 << 16 != 0
-    }
-    fn variable_header_qwords(self) -> u64 {
-        self.0 >> 17 & 0x3ff
-    }
-    fn rep_count(self) -> usize {
-        (self.0 >> 32 & 0xfff) as usize
-    }
-    fn rep_start(self) -> usize {
-        (self.0 >> 48 & 0xfff) as usize
-    }
-}
+/// HV_PARTITION_ID_SELF.
+const PARTITION_ID_SELF: u64 = u64::MAX;
+/// Message types with this bit belong to the hypervisor; guests may not post them.
+const MESSAGE_TYPE_HYPERVISOR: u32 = 0x8000_0000;
 
 /// A hypercall as the guest made it: the input value and the two parameter registers, which are
 /// guest-physical addresses of input and output, or for a fast call 16 bytes of input.
@@ -50,7 +31,13 @@ pub struct Hypercall {
 /// Status and completed repetitions, as the guest reads them.
 struct Outcome {
     status: HvStatus,
-    completed: usize,
+    completed: u16,
+}
+
+impl From<Result<(), HvStatus>> for Outcome {
+    fn from(result: Result<(), HvStatus>) -> Self {
+        result.err().unwrap_or(HvStatus::SUCCESS).into()
+    }
 }
 
 impl From<HvStatus> for Outcome {
@@ -80,43 +67,47 @@ impl Shared {
         if !self.hypercalls_enabled() {
             return None;
         }
-        let control = Control(hypercall.control);
+        let control = HypercallControl(hypercall.control);
         if let Some(vp) = self.vps.get(vp.0 as usize) {
             vp.counters.hypercalls.add();
         }
-        if control.fast() {
+        if control.is_fast() {
             self.counters.hypercall_fast.add();
         }
         let outcome = self.dispatch(vp, control, hypercall);
-        if outcome.status != status::SUCCESS {
+        if outcome.status != HvStatus::SUCCESS {
             self.counters.hypercall_failed.add();
             tracing::debug!(
-                code = control.code(),
-                status = outcome.status,
+                code = ?control.code(),
+                status = ?outcome.status,
                 vp = vp.0,
                 "hypercall failed"
             );
         }
-        Some(u64::from(outcome.status) | (outcome.completed as u64) << 32)
+        Some(hypercall_result(outcome.status, outcome.completed))
     }
 
-    fn dispatch(&self, vp: VpIndex, control: Control, hypercall: Hypercall) -> Outcome {
+    fn dispatch(&self, vp: VpIndex, control: HypercallControl, hypercall: Hypercall) -> Outcome {
         let counters = &self.counters;
         let (counter, rep) = match control.code() {
-            call::POST_MESSAGE => (&counters.hypercall_post_message, false),
-            call::SIGNAL_EVENT => (&counters.hypercall_signal_event, false),
-            call::NOTIFY_LONG_SPIN_WAIT => (&counters.hypercall_notify_long_spin_wait, false),
-            call::EXT_QUERY_CAPABILITIES => (&counters.hypercall_ext_query_capabilities, false),
-            call::GET_VP_INDEX_FROM_APIC_ID => {
+            HypercallCode::POST_MESSAGE => (&counters.hypercall_post_message, false),
+            HypercallCode::SIGNAL_EVENT => (&counters.hypercall_signal_event, false),
+            HypercallCode::NOTIFY_LONG_SPIN_WAIT => {
+                (&counters.hypercall_notify_long_spin_wait, false)
+            }
+            HypercallCode::EXT_QUERY_CAPABILITIES => {
+                (&counters.hypercall_ext_query_capabilities, false)
+            }
+            HypercallCode::GET_VP_INDEX_FROM_APIC_ID => {
                 (&counters.hypercall_get_vp_index_from_apic_id, true)
             }
             code => {
                 counters.hypercall_other.add();
-                let privileged = PRIVILEGED.iter().any(|codes| codes.contains(&code));
+                let privileged = PRIVILEGED.iter().any(|codes| codes.contains(&code.0));
                 return if privileged {
-                    status::ACCESS_DENIED
+                    HvStatus::ACCESS_DENIED
                 } else {
-                    status::INVALID_HYPERCALL_CODE
+                    HvStatus::INVALID_HYPERCALL_CODE
                 }
                 .into();
             }
@@ -127,19 +118,21 @@ impl Shared {
         } else {
             control.rep_count() != 0 || control.rep_start() != 0
         };
-        if control.0 & Control::RESERVED != 0 || control.variable_header_qwords() != 0 || reps_wrong
-        {
-            return status::INVALID_HYPERCALL_INPUT.into();
+        // The nested bit asks for the outermost of several hypervisors, and there is only one.
+        let malformed = control.has_reserved() || control.is_nested();
+        if malformed || control.variable_header_qwords() != 0 || reps_wrong {
+            return HvStatus::INVALID_HYPERCALL_INPUT.into();
         }
         match control.code() {
-            call::POST_MESSAGE => self.post_message(vp, control, hypercall).into(),
-            call::SIGNAL_EVENT => self.signal_event(vp, control, hypercall).into(),
-            call::NOTIFY_LONG_SPIN_WAIT => self
-                .input::<8>(control, hypercall, 0)
-                .err()
-                .unwrap_or(status::SUCCESS)
-                .into(),
-            call::EXT_QUERY_CAPABILITIES => self.query_capabilities(control, hypercall).into(),
+            HypercallCode::POST_MESSAGE => self.post_message(vp, control, hypercall).into(),
+            HypercallCode::SIGNAL_EVENT => self.signal_event(vp, control, hypercall).into(),
+            // The input is the number of spins, which is of no use here.
+            HypercallCode::NOTIFY_LONG_SPIN_WAIT => {
+                self.input::<8>(control, hypercall, 0).map(|_| ()).into()
+            }
+            HypercallCode::EXT_QUERY_CAPABILITIES => {
+                self.query_capabilities(control, hypercall).into()
+            }
             _ => self.vp_index_from_apic_id(control, hypercall),
         }
     }
@@ -148,25 +141,25 @@ impl Shared {
     /// 16 bytes.
     fn input<const N: usize>(
         &self,
-        control: Control,
+        control: HypercallControl,
         hypercall: Hypercall,
         offset: usize,
     ) -> Result<[u8; N], HvStatus> {
         let mut bytes = [0; N];
-        if control.fast() {
+        if control.is_fast() {
             let mut registers = [0; 16];
             registers[..8].copy_from_slice(&hypercall.input.to_le_bytes());
             registers[8..].copy_from_slice(&hypercall.output.to_le_bytes());
             let source = registers
                 .get(offset..offset + N)
-                .ok_or(status::INVALID_HYPERCALL_INPUT)?;
+                .ok_or(HvStatus::INVALID_HYPERCALL_INPUT)?;
             bytes.copy_from_slice(source);
             return Ok(bytes);
         }
         check_list(hypercall.input, offset + N)?;
         self.ram
             .read(hypercall.input + offset as u64, &mut bytes)
-            .map_err(|_| status::INVALID_ALIGNMENT)?;
+            .map_err(|_| HvStatus::INVALID_ALIGNMENT)?;
         Ok(bytes)
     }
 
@@ -174,90 +167,100 @@ impl Shared {
     /// not offered).
     fn output(
         &self,
-        control: Control,
+        control: HypercallControl,
         hypercall: Hypercall,
         offset: usize,
         bytes: &[u8],
     ) -> Result<(), HvStatus> {
-        if control.fast() {
-            return Err(status::INVALID_HYPERCALL_INPUT);
+        if control.is_fast() {
+            return Err(HvStatus::INVALID_HYPERCALL_INPUT);
         }
         check_list(hypercall.output, offset + bytes.len())?;
         self.ram
             .write(hypercall.output + offset as u64, bytes)
-            .map_err(|_| status::INVALID_ALIGNMENT)
+            .map_err(|_| HvStatus::INVALID_ALIGNMENT)
     }
 
-    /// HvCallPostMessage: connection id, reserved, message type, payload size, 240 bytes of
-    /// payload.
-    fn post_message(&self, vp: VpIndex, control: Control, hypercall: Hypercall) -> HvStatus {
-        const SIZE: usize = 16 + MESSAGE_PAYLOAD_MAX;
-        let input: [u8; SIZE] = match self.input(control, hypercall, 0) {
-            Ok(input) => input,
-            Err(status) => return status,
-        };
-        let connection = word(&input, 0);
-        let kind = word(&input, 8);
-        let Some(payload) = (word(&input, 12) as usize)
-            .checked_add(16)
-            .and_then(|end| input.get(16..end))
-        else {
-            return status::INVALID_PARAMETER;
-        };
-        if kind == 0 || kind & MESSAGE_TYPE_HYPERVISOR != 0 {
-            return status::INVALID_PARAMETER;
+    fn post_message(
+        &self,
+        vp: VpIndex,
+        control: HypercallControl,
+        hypercall: Hypercall,
+    ) -> Result<(), HvStatus> {
+        const SIZE: usize = size_of::<PostMessageInput>();
+        let bytes: [u8; SIZE] = self.input(control, hypercall, 0)?;
+        let input = PostMessageInput::read_from_bytes(&bytes)
+            .map_err(|_| HvStatus::INVALID_HYPERCALL_INPUT)?;
+        let payload = input
+            .payload
+            .get(..input.payload_size as usize)
+            .ok_or(HvStatus::INVALID_PARAMETER)?;
+        let kind = input.message_type;
+        if kind == MessageType::NONE.0 || kind & MESSAGE_TYPE_HYPERVISOR != 0 {
+            return Err(HvStatus::INVALID_PARAMETER);
         }
-        match self.sink.get() {
-            Some(sink) => sink.post_message(vp, connection, kind, payload),
-            None => status::INVALID_CONNECTION_ID,
-        }
+        let sink = self.sink.get().ok_or(HvStatus::INVALID_CONNECTION_ID)?;
+        check(HvStatus(sink.post_message(
+            vp,
+            input.connection_id.0,
+            kind,
+            payload,
+        )))
     }
 
-    /// HvCallSignalEvent: connection id, flag number (16 bits), reserved.
-    fn signal_event(&self, vp: VpIndex, control: Control, hypercall: Hypercall) -> HvStatus {
-        let input: [u8; 8] = match self.input(control, hypercall, 0) {
-            Ok(input) => input,
-            Err(status) => return status,
-        };
-        let connection = word(&input, 0);
-        let flag = word(&input, 4) as u16;
-        match self.sink.get() {
-            Some(sink) => sink.signal_event(vp, connection, flag),
-            None => status::INVALID_CONNECTION_ID,
-        }
+    fn signal_event(
+        &self,
+        vp: VpIndex,
+        control: HypercallControl,
+        hypercall: Hypercall,
+    ) -> Result<(), HvStatus> {
+        let input = u64::from_le_bytes(self.input(control, hypercall, 0)?);
+        let input = SignalEventInput::from_u64(input);
+        let sink = self.sink.get().ok_or(HvStatus::INVALID_CONNECTION_ID)?;
+        check(HvStatus(sink.signal_event(
+            vp,
+            input.connection_id.0,
+            input.flag,
+        )))
     }
 
     /// HvExtCallQueryCapabilities: 64 bits of output. None of the extended calls is offered.
-    fn query_capabilities(&self, control: Control, hypercall: Hypercall) -> HvStatus {
+    fn query_capabilities(
+        &self,
+        control: HypercallControl,
+        hypercall: Hypercall,
+    ) -> Result<(), HvStatus> {
         self.output(control, hypercall, 0, &[0; 8])
-            .err()
-            .unwrap_or(status::SUCCESS)
     }
 
     /// HvCallGetVpIndexFromApicId: partition id, target VTL, 7 reserved; per repetition a 32-bit
     /// APIC id in and a 32-bit VP index out.
-    fn vp_index_from_apic_id(&self, control: Control, hypercall: Hypercall) -> Outcome {
-        let header: [u8; 16] = match self.input(control, hypercall, 0) {
-            Ok(header) => header,
-            Err(status) => return status.into(),
-        };
-        if u64::from_le_bytes(header[..8].try_into().unwrap_or_default()) != PARTITION_ID_SELF {
-            return status::ACCESS_DENIED.into();
+    fn vp_index_from_apic_id(&self, control: HypercallControl, hypercall: Hypercall) -> Outcome {
+        let header = self.input::<16>(control, hypercall, 0).and_then(|header| {
+            let (partition, vtl) = header.split_at(8);
+            if partition != PARTITION_ID_SELF.to_le_bytes() {
+                return Err(HvStatus::ACCESS_DENIED);
+            }
+            if vtl.iter().any(|byte| *byte != 0) {
+                return Err(HvStatus::INVALID_PARAMETER);
+            }
+            Ok(())
+        });
+        if header.is_err() {
+            return header.into();
         }
-        if header[8..].iter().any(|byte| *byte != 0) {
-            return status::INVALID_PARAMETER.into();
-        }
-        // In the result, repetitions completed count from the start of the list (TLFS "Hypercall
+        // In the result, repetitions done count from the start of the list (TLFS "Hypercall
         // Outputs").
         for rep in control.rep_start()..control.rep_count() {
+            let at = 4 * usize::from(rep);
             let result = self
-                .input::<4>(control, hypercall, 16 + 4 * rep)
+                .input::<4>(control, hypercall, 16 + at)
                 .and_then(|apic_id| {
                     let apic_id = u32::from_le_bytes(apic_id);
                     let vp = (0..self.vps.len() as u32)
-                        .find(|vp| self.processors.apic_id(VpIndex(*vp)) == apic_id);
-                    let vp = vp.ok_or(status::INVALID_PARAMETER)?;
-                    self.output(control, hypercall, 4 * rep, &vp.to_le_bytes())
+                        .find(|vp| self.processors.apic_id(VpIndex(*vp)) == apic_id)
+                        .ok_or(HvStatus::INVALID_PARAMETER)?;
+                    self.output(control, hypercall, at, &vp.to_le_bytes())
                 });
             if let Err(status) = result {
                 return Outcome {
@@ -267,7 +270,7 @@ impl Shared {
             }
         }
         Outcome {
-            status: status::SUCCESS,
+            status: HvStatus::SUCCESS,
             completed: control.rep_count(),
         }
     }
@@ -277,16 +280,17 @@ impl Shared {
 fn check_list(gpa: u64, len: usize) -> Result<(), HvStatus> {
     let within = (gpa % PAGE_SIZE as u64) as usize;
     if gpa % 8 != 0 || within + len > PAGE_SIZE {
-        return Err(status::INVALID_ALIGNMENT);
+        return Err(HvStatus::INVALID_ALIGNMENT);
     }
     Ok(())
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..at + 4)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u32::from_le_bytes)
+fn check(status: HvStatus) -> Result<(), HvStatus> {
+    if status.is_success() {
+        Ok(())
+    } else {
+        Err(status)
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::testing::{partition, FakeMachine, RecordingSink, CONNECTION};
-use crate::tlfs::msr;
+use vmbus_proto::tlfs::msr;
 
 const INPUT: u64 = 0x5000;
 const OUTPUT: u64 = 0x6000;
@@ -59,9 +59,9 @@ impl Caller {
 }
 
 const FAST: u64 = 1 << 16;
-const POST: u64 = call::POST_MESSAGE as u64;
-const SIGNAL: u64 = call::SIGNAL_EVENT as u64;
-const APIC: u64 = call::GET_VP_INDEX_FROM_APIC_ID as u64;
+const POST: u64 = HypercallCode::POST_MESSAGE.0 as u64;
+const SIGNAL: u64 = HypercallCode::SIGNAL_EVENT.0 as u64;
+const APIC: u64 = HypercallCode::GET_VP_INDEX_FROM_APIC_ID.0 as u64;
 
 #[test]
 fn status_codes_are_those_of_the_tlfs() {
@@ -137,28 +137,28 @@ fn status_codes_are_those_of_the_tlfs() {
         ("slow signal", SIGNAL, INPUT, 0, 0x0000),
         (
             "long spin wait",
-            u64::from(call::NOTIFY_LONG_SPIN_WAIT) | FAST,
+            u64::from(HypercallCode::NOTIFY_LONG_SPIN_WAIT.0) | FAST,
             4096,
             0,
             0x0000,
         ),
         (
             "extended capabilities",
-            u64::from(call::EXT_QUERY_CAPABILITIES),
+            u64::from(HypercallCode::EXT_QUERY_CAPABILITIES.0),
             0,
             OUTPUT,
             0x0000,
         ),
         (
             "output not aligned",
-            u64::from(call::EXT_QUERY_CAPABILITIES),
+            u64::from(HypercallCode::EXT_QUERY_CAPABILITIES.0),
             0,
             OUTPUT + 4,
             0x0004,
         ),
         (
             "output of a fast call",
-            u64::from(call::EXT_QUERY_CAPABILITIES) | FAST,
+            u64::from(HypercallCode::EXT_QUERY_CAPABILITIES.0) | FAST,
             0,
             OUTPUT,
             0x0003,

@@ -17,7 +17,6 @@ mod stimer;
 #[cfg(test)]
 mod testing;
 mod time;
-pub mod tlfs;
 mod vp;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,6 +33,7 @@ use time::ReferenceClock;
 use vp::{Vectors, Vp};
 
 pub use hypercall::Hypercall;
+pub use vmbus_proto::tlfs;
 pub use vp::Fault;
 
 /// What the hypervisor needs of the virtual processors beyond [`Machine`].
@@ -74,6 +74,9 @@ pub struct Config {
     /// Instruction counter, if the VM was started with one.
     pub profiler: Option<Arc<dyn Profiler>>,
 }
+
+/// Bytes of a hypervisor page.
+pub(crate) const PAGE_SIZE: usize = 4096;
 
 pub(crate) struct Shared {
     machine: Arc<dyn Machine>,

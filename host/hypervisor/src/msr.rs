@@ -5,11 +5,15 @@
 use std::sync::atomic::Ordering;
 
 use hv_partition::VpIndex;
+use vmbus_proto::tlfs::msr;
+use vmbus_proto::tlfs::synic::HypercallMsr;
+
+use zerocopy::IntoBytes;
 
 use crate::overlay::Overlay;
-use crate::tlfs::{bits, msr, PAGE_SIZE};
 use crate::vp::Fault;
 use crate::Shared;
+use crate::PAGE_SIZE;
 
 /// The local APIC's timer runs at this rate in QEMU (`hw/intc/apic.c`: one count per nanosecond at
 /// divide by 1).
@@ -25,6 +29,12 @@ const APIC_ICR_HIGH: u16 = 0x310;
 
 /// What the guest calls to make a hypercall: `vmmcall; ret`. QEMU's processors are AMD's.
 const HYPERCALL_CODE: [u8; 4] = [0x0f, 0x01, 0xd9, 0xc3];
+
+/// Lock bit of the hypercall MSR (TLFS, "Establishing the Hypercall Interface").
+pub(crate) const HYPERCALL_LOCKED: u64 = 2;
+
+/// Bytes of the sequence, which begins the reference TSC page.
+const SEQUENCE_SIZE: u64 = 4;
 
 /// Longest crash text that is read, one page (Linux `hv_kmsg_dump`).
 const CRASH_TEXT_MAX: usize = PAGE_SIZE;
@@ -125,7 +135,7 @@ impl Shared {
                 self.registers.lock().crash_parameters[(number - msr::CRASH_P0) as usize]
             }
             // Reads tell what is supported (TLFS "Partition Crash Enlightenment").
-            msr::CRASH_CTL => bits::CRASH_NOTIFY | bits::CRASH_MESSAGE,
+            msr::CRASH_CTL => msr::CRASH_NOTIFY | msr::CRASH_NOTIFY_MSG,
             _ => state.read_msr(number)?,
         })
     }
@@ -137,9 +147,9 @@ impl Shared {
                 let mut registers = self.registers.lock();
                 registers.guest_os_id = value;
                 // TLFS: an identity of zero disables the hypercall page.
-                if value == 0 && registers.hypercall & bits::ENABLE != 0 {
+                if value == 0 && registers.hypercall & HypercallMsr::ENABLE != 0 {
                     self.hypercalls_enabled.store(false, Ordering::Release);
-                    registers.hypercall &= !bits::ENABLE;
+                    registers.hypercall &= !HypercallMsr::ENABLE;
                     registers
                         .hypercall_page
                         .place(&self.ram, None)
@@ -180,17 +190,16 @@ impl Shared {
 
     fn write_hypercall(&self, value: u64) -> Result<(), Fault> {
         let mut registers = self.registers.lock();
-        if registers.hypercall & bits::HYPERCALL_LOCKED != 0 {
+        if registers.hypercall & HYPERCALL_LOCKED != 0 {
             return Err(Fault);
         }
         // TLFS: the page cannot be enabled before the guest has identified itself.
         let value = if registers.guest_os_id == 0 {
-            value & !bits::ENABLE
+            value & !HypercallMsr::ENABLE
         } else {
             value
         };
-        let enable = value & bits::ENABLE != 0;
-        let gpa = value & bits::GPA_MASK;
+        let (enable, gpa) = (HypercallMsr(value).enabled(), HypercallMsr(value).gpa());
         if !enable {
             self.hypercalls_enabled.store(false, Ordering::Release);
         }
@@ -214,19 +223,19 @@ impl Shared {
 
     fn write_reference_tsc(&self, value: u64) -> Result<(), Fault> {
         let mut registers = self.registers.lock();
-        let enable = value & bits::ENABLE != 0;
-        let gpa = value & bits::GPA_MASK;
+        let (enable, gpa) = (HypercallMsr(value).enabled(), HypercallMsr(value).gpa());
         registers
             .reference_tsc_page
             .place(&self.ram, enable.then_some(gpa))
             .map_err(|_| Fault)?;
         if enable {
             // Sequence 0 means "use the MSR"; scale and offset never change while the guest runs,
-            // so 1 stays.
+            // so 1 stays. It is written last.
             let page = self.clock().page(1);
-            self.ram.write(gpa + 8, &page[8..]).map_err(|_| Fault)?;
+            let bytes = page.as_bytes();
             self.ram
-                .store_u32(gpa, 1, Ordering::Release)
+                .write(gpa + SEQUENCE_SIZE, &bytes[SEQUENCE_SIZE as usize..])
+                .and_then(|()| self.ram.store_u32(gpa, page.sequence, Ordering::Release))
                 .map_err(|_| Fault)?;
         }
         registers.reference_tsc = value;
@@ -237,12 +246,12 @@ impl Shared {
         let reference_time = self.now();
         let mut registers = self.registers.lock();
         registers.crash_control = value;
-        if value & bits::CRASH_NOTIFY == 0 {
+        if value & msr::CRASH_NOTIFY == 0 {
             return;
         }
         self.counters.crashes.add();
         let parameters = registers.crash_parameters;
-        let text = (value & bits::CRASH_MESSAGE != 0)
+        let text = (value & msr::CRASH_NOTIFY_MSG != 0)
             .then(|| self.crash_text(parameters[3], parameters[4]))
             .flatten();
         tracing::error!(vp = vp.0, "guest crash: {parameters:x?}");

@@ -8,7 +8,7 @@
 
 use hv_partition::{GuestRam, RamError};
 
-use crate::tlfs::PAGE_SIZE;
+use crate::PAGE_SIZE;
 
 type Page = Box<[u8; PAGE_SIZE]>;
 

@@ -5,10 +5,11 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
-use hv_partition::{GuestRam, HvStatus, HypercallSink, Machine, VpIndex};
+use hv_partition::{GuestRam, HypercallSink, Machine, VpIndex};
 use parking_lot::{Condvar, Mutex};
+use vmbus_proto::tlfs::hypercall::HvStatus;
 
-use crate::{tlfs, Config, Processors, Shared};
+use crate::{Config, Processors, Shared};
 
 /// 256 TSC ticks per unit of reference time, so that the fake clock is exact.
 pub(crate) const TSC_FREQUENCY: u64 = 2_560_000_000;
@@ -100,28 +101,22 @@ pub(crate) struct RecordingSink {
 pub(crate) const CONNECTION: u32 = 4;
 
 impl HypercallSink for RecordingSink {
-    fn post_message(
-        &self,
-        vp: VpIndex,
-        connection_id: u32,
-        msg_type: u32,
-        payload: &[u8],
-    ) -> HvStatus {
+    fn post_message(&self, vp: VpIndex, connection_id: u32, msg_type: u32, payload: &[u8]) -> u16 {
         self.messages
             .lock()
             .push((vp.0, connection_id, msg_type, payload.to_vec()));
         if connection_id == CONNECTION {
-            tlfs::status::SUCCESS
+            HvStatus::SUCCESS.0
         } else {
-            tlfs::status::INVALID_CONNECTION_ID
+            HvStatus::INVALID_CONNECTION_ID.0
         }
     }
-    fn signal_event(&self, vp: VpIndex, connection_id: u32, flag: u16) -> HvStatus {
+    fn signal_event(&self, vp: VpIndex, connection_id: u32, flag: u16) -> u16 {
         self.events.lock().push((vp.0, connection_id, flag));
         if connection_id == CONNECTION {
-            tlfs::status::SUCCESS
+            HvStatus::SUCCESS.0
         } else {
-            tlfs::status::INVALID_CONNECTION_ID
+            HvStatus::INVALID_CONNECTION_ID.0
         }
     }
     fn reset(&self) {

@@ -5,11 +5,13 @@ use std::time::Instant;
 use hv_partition::{Partition, PostError};
 
 use super::*;
+use crate::msr::HYPERCALL_LOCKED;
 use crate::testing::{config, partition, FakeMachine, RecordingSink};
-use crate::tlfs::{bits, msr};
+use vmbus_proto::tlfs::msr;
+use vmbus_proto::tlfs::synic::{Sint, StimerConfig};
 
 const VP0: VpIndex = VpIndex(0);
-const DIRECT: u64 = bits::STIMER_DIRECT | bits::STIMER_AUTO_ENABLE | 0xec << 4;
+const DIRECT: u64 = StimerConfig::DIRECT | StimerConfig::AUTO_ENABLE | 0xec << 4;
 
 #[test]
 fn the_hypercall_page_appears_and_gives_back_what_it_hid() {
@@ -50,7 +52,7 @@ fn a_locked_hypercall_msr_stays_until_reset() {
     let (partition, _machine) = partition(1);
     partition.write_msr(VP0, msr::GUEST_OS_ID, 5).unwrap();
     partition
-        .write_msr(VP0, msr::HYPERCALL, 0x4000 | bits::HYPERCALL_LOCKED | 1)
+        .write_msr(VP0, msr::HYPERCALL, 0x4000 | HYPERCALL_LOCKED | 1)
         .unwrap();
     assert_eq!(partition.write_msr(VP0, msr::HYPERCALL, 0), Err(Fault));
     partition.reset();
@@ -141,17 +143,13 @@ fn auto_eoi_is_performed_for_its_own_vector_only() {
     };
     assert_eq!(taken(0xf3), []);
     partition
-        .write_msr(VP0, msr::SINT0 + 2, bits::SINT_AUTO_EOI | 0xf3)
+        .write_msr(VP0, msr::SINT0 + 2, Sint::AUTO_EOI | 0xf3)
         .unwrap();
     assert_eq!(taken(0xf3), [(0xb0, 0)]);
     assert_eq!(taken(0xec), []);
     assert_eq!(taken(0xf5), []);
     partition
-        .write_msr(
-            VP0,
-            msr::SINT0 + 2,
-            bits::SINT_AUTO_EOI | bits::SINT_MASKED | 0xf3,
-        )
+        .write_msr(VP0, msr::SINT0 + 2, Sint::AUTO_EOI | Sint::MASKED | 0xf3)
         .unwrap();
     assert_eq!(taken(0xf3), []);
     partition.write_msr(VP0, msr::SINT0 + 2, 0xf3).unwrap();
@@ -202,7 +200,7 @@ fn a_crash_is_told_with_its_text() {
         .write_msr(
             VpIndex(1),
             msr::CRASH_CTL,
-            bits::CRASH_NOTIFY | bits::CRASH_MESSAGE,
+            msr::CRASH_NOTIFY | msr::CRASH_NOTIFY_MSG,
         )
         .unwrap();
     assert_eq!(sink.crashes.load(Ordering::SeqCst), 1);
@@ -229,7 +227,7 @@ fn a_crash_text_outside_ram_is_left_out() {
         .write_msr(
             VP0,
             msr::CRASH_CTL,
-            bits::CRASH_NOTIFY | bits::CRASH_MESSAGE,
+            msr::CRASH_NOTIFY | msr::CRASH_NOTIFY_MSG,
         )
         .unwrap();
     assert_eq!(partition.registers.lock().crashes[0].text, None);
@@ -264,10 +262,7 @@ fn reset_forgets_the_guest_and_tells_the_vmbus_half() {
     ] {
         assert_eq!(partition.read_msr(VP0, number), Ok(0), "{number:#x}");
     }
-    assert_eq!(
-        partition.read_msr(VP0, msr::SINT0 + 2),
-        Ok(bits::SINT_MASKED)
-    );
+    assert_eq!(partition.read_msr(VP0, msr::SINT0 + 2), Ok(Sint::MASKED));
     assert_eq!(partition.post(VP0, 2, 1, &[3]), Err(PostError::NotEnabled));
     machine.set_time(1 << 30);
     partition.expire_timers();

@@ -6,6 +6,8 @@
 //! (TLFS, "Partition Reference Time Enlightenment"): `time = ((tsc * scale) >> 64) + offset`, so
 //! that they can never disagree.
 
+use vmbus_proto::tlfs::synic::ReferenceTscPage;
+
 /// How reference time follows from the TSC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReferenceClock {
@@ -40,14 +42,14 @@ impl ReferenceClock {
         scaled(tsc, self.scale).wrapping_add(self.offset as u64)
     }
 
-    /// The page of HV_X64_MSR_REFERENCE_TSC: sequence, reserved, scale, offset (TLFS
-    /// `HV_REFERENCE_TSC_PAGE`).
-    pub fn page(&self, sequence: u32) -> [u8; 24] {
-        let mut page = [0; 24];
-        page[0..4].copy_from_slice(&sequence.to_le_bytes());
-        page[8..16].copy_from_slice(&self.scale.to_le_bytes());
-        page[16..24].copy_from_slice(&self.offset.to_le_bytes());
-        page
+    /// The page of HV_X64_MSR_REFERENCE_TSC.
+    pub fn page(&self, sequence: u32) -> ReferenceTscPage {
+        ReferenceTscPage {
+            sequence,
+            reserved: 0,
+            scale: self.scale,
+            offset: self.offset,
+        }
     }
 }
 
@@ -77,11 +79,9 @@ mod tests {
     fn what_the_guest_computes_from_the_page_is_what_the_host_says() {
         let clock = ReferenceClock::starting_at(777_777_777_777, 2_000_000_001);
         let page = clock.page(1);
-        let scale = u64::from_le_bytes(page[8..16].try_into().unwrap());
-        let offset = i64::from_le_bytes(page[16..24].try_into().unwrap());
         for tsc in [777_777_777_777, 888_888_888_888, 1 << 60] {
-            let guest =
-                (((u128::from(tsc) * u128::from(scale)) >> 64) as i64).wrapping_add(offset) as u64;
+            let guest = (((u128::from(tsc) * u128::from(page.scale)) >> 64) as i64)
+                .wrapping_add(page.offset) as u64;
             assert_eq!(guest, clock.at(tsc));
         }
     }

@@ -13,19 +13,25 @@ use std::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
 
 use hv_partition::{GuestRam, PostError, VpIndex};
 use parking_lot::Mutex;
+use vmbus_proto::tlfs::msr;
+use vmbus_proto::tlfs::synic::{
+    event_flag_position, message_slot_offset, HvMessage, MessageFlags, MessageHeader, MessageType,
+    Scontrol, Simp, Sint, TimerPayload, FIRST_VALID_VECTOR, MAX_PAYLOAD_SIZE, SINT_COUNT,
+    STIMER_COUNT, SYNIC_VERSION,
+};
+use zerocopy::IntoBytes;
 
 use crate::counters::{Counter, Counters};
 use crate::overlay::Overlay;
 use crate::stimer::{Expiry, Timer};
-use crate::tlfs::{self, bits, MESSAGE_PAYLOAD_MAX, MESSAGE_SIZE, SINT_COUNT, STIMER_COUNT};
 
 /// Messages that may wait per SINT; more are refused.
 pub(crate) const QUEUE_LIMIT: usize = 256;
 
-/// Offsets in HV_MESSAGE_HEADER (TLFS "SynIC Message Format"; Linux `struct hv_message_header`).
-const HEADER_SIZE: usize = 16;
-const FLAGS_OFFSET: u64 = 5;
-const FLAG_MESSAGE_PENDING: u8 = 1;
+/// Offset of the flags in a message slot.
+const FLAGS_OFFSET: u64 = std::mem::offset_of!(MessageHeader, flags) as u64;
+/// Bytes of the type, which begins a slot.
+const TYPE_SIZE: u64 = 4;
 
 /// A #GP(0) in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,7 +75,7 @@ impl Default for State {
             assist_msr: 0,
             assist: Overlay::default(),
             // TLFS: all SINTs are masked at VP creation.
-            sints: [bits::SINT_MASKED; SINT_COUNT],
+            sints: [Sint::MASKED; SINT_COUNT],
             queues: Default::default(),
             timers: Default::default(),
         }
@@ -133,8 +139,7 @@ impl Vp {
             return false;
         }
         let Some(vector) = vector() else { return false };
-        let auto =
-            |sint: &u64| sint & (bits::SINT_AUTO_EOI | bits::SINT_MASKED) == bits::SINT_AUTO_EOI;
+        let auto = |sint: &u64| sint & (Sint::AUTO_EOI | Sint::MASKED) == Sint::AUTO_EOI;
         self.state
             .lock()
             .sints
@@ -148,18 +153,18 @@ impl Vp {
         self.next_due.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn read_msr(&self, msr: u32) -> Result<u64, Fault> {
+    pub(crate) fn read_msr(&self, number: u32) -> Result<u64, Fault> {
         let state = self.state.lock();
-        Ok(match msr {
-            tlfs::msr::VP_ASSIST_PAGE => state.assist_msr,
-            tlfs::msr::SCONTROL => state.scontrol,
-            tlfs::msr::SVERSION => 1,
-            tlfs::msr::SIEFP => state.siefp_msr,
-            tlfs::msr::SIMP => state.simp_msr,
-            tlfs::msr::EOM => 0,
-            tlfs::msr::SINT0..=tlfs::msr::SINT15 => state.sints[(msr - tlfs::msr::SINT0) as usize],
-            tlfs::msr::STIMER0_CONFIG..=tlfs::msr::STIMER3_COUNT => {
-                let offset = msr - tlfs::msr::STIMER0_CONFIG;
+        Ok(match number {
+            msr::VP_ASSIST_PAGE => state.assist_msr,
+            msr::SCONTROL => state.scontrol,
+            msr::SVERSION => SYNIC_VERSION,
+            msr::SIEFP => state.siefp_msr,
+            msr::SIMP => state.simp_msr,
+            msr::EOM => 0,
+            msr::SINT0..=msr::SINT15 => state.sints[(number - msr::SINT0) as usize],
+            msr::STIMER0_CONFIG..=msr::STIMER3_COUNT => {
+                let offset = number - msr::STIMER0_CONFIG;
                 let timer = &state.timers[(offset / 2) as usize];
                 if offset % 2 == 0 {
                     timer.config()
@@ -175,7 +180,7 @@ impl Vp {
     /// returned.
     pub(crate) fn write_msr(
         &self,
-        msr: u32,
+        number: u32,
         value: u64,
         now: u64,
         ram: &GuestRam,
@@ -184,38 +189,35 @@ impl Vp {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let mut vectors = Vectors::new();
-        match msr {
-            tlfs::msr::VP_ASSIST_PAGE => {
+        match number {
+            msr::VP_ASSIST_PAGE => {
                 place(&mut state.assist, value, ram)?;
                 state.assist_msr = value;
             }
-            tlfs::msr::SCONTROL => state.scontrol = value,
-            tlfs::msr::SIEFP => {
+            msr::SCONTROL => state.scontrol = value,
+            msr::SIEFP => {
                 place(&mut state.siefp, value, ram)?;
                 state.siefp_msr = value;
             }
-            tlfs::msr::SIMP => {
+            msr::SIMP => {
                 place(&mut state.simp, value, ram)?;
                 state.simp_msr = value;
             }
-            tlfs::msr::EOM => {
+            msr::EOM => {
                 counters.eom.add();
                 self.counters.eom.add();
             }
-            tlfs::msr::SINT0..=tlfs::msr::SINT15 => {
+            msr::SINT0..=msr::SINT15 => {
                 // TLFS: vectors 0..=15 are not valid for a SINT that may interrupt.
-                if value & bits::SINT_MASKED == 0 && (value & 0xff) < 16 {
+                if value & Sint::MASKED == 0 && (value as u8) < FIRST_VALID_VECTOR {
                     return Err(Fault);
                 }
-                state.sints[(msr - tlfs::msr::SINT0) as usize] = value;
-                let any = state
-                    .sints
-                    .iter()
-                    .any(|sint| sint & bits::SINT_AUTO_EOI != 0);
+                state.sints[(number - msr::SINT0) as usize] = value;
+                let any = state.sints.iter().any(|sint| sint & Sint::AUTO_EOI != 0);
                 self.auto_eoi.store(any, Ordering::Relaxed);
             }
-            tlfs::msr::STIMER0_CONFIG..=tlfs::msr::STIMER3_COUNT => {
-                let offset = msr - tlfs::msr::STIMER0_CONFIG;
+            msr::STIMER0_CONFIG..=msr::STIMER3_COUNT => {
+                let offset = number - msr::STIMER0_CONFIG;
                 let timer = &mut state.timers[(offset / 2) as usize];
                 if offset % 2 == 0 {
                     timer.set_config(value, now);
@@ -295,7 +297,7 @@ impl Vp {
     ) -> Result<Vectors, PostError> {
         let mut vectors = Vectors::new();
         let result = (|| {
-            if payload.len() > MESSAGE_PAYLOAD_MAX {
+            if payload.len() > MAX_PAYLOAD_SIZE {
                 return Err(PostError::TooLong);
             }
             let mut state = self.state.lock();
@@ -340,7 +342,9 @@ impl Vp {
             return;
         }
         let Some(simp) = state.simp.gpa() else { return };
-        let slot = simp + (sint * MESSAGE_SIZE) as u64;
+        let Some(slot) = message_slot_offset(sint as u8).map(|offset| simp + offset as u64) else {
+            return;
+        };
         let Ok(mut occupied) = ram.load_u32(slot, Ordering::SeqCst).map(|kind| kind != 0) else {
             return;
         };
@@ -354,7 +358,11 @@ impl Vp {
             // looks at "pending" (Linux vmbus_signal_eom). At least one of the two sees the other's
             // write.
             if ram
-                .fetch_or_u8(slot + FLAGS_OFFSET, FLAG_MESSAGE_PENDING, Ordering::SeqCst)
+                .fetch_or_u8(
+                    slot + FLAGS_OFFSET,
+                    MessageFlags::PENDING.bits(),
+                    Ordering::SeqCst,
+                )
                 .is_err()
             {
                 return;
@@ -368,30 +376,29 @@ impl Vp {
         let Some(message) = state.queues[sint].pop_front() else {
             return;
         };
-        let (kind, payload) = match message {
-            Queued::Posted { kind, payload } => (kind, payload),
+        let message = match message {
+            Queued::Posted { kind, payload } => HvMessage::new(MessageType(kind), 0, &payload),
             Queued::Timer { index, due } => {
-                // HV_TIMER_MESSAGE_PAYLOAD: timer index, reserved, expiration time, delivery time.
-                let mut payload = Vec::with_capacity(24);
-                payload.extend_from_slice(&u32::from(index).to_le_bytes());
-                payload.extend_from_slice(&[0; 4]);
-                payload.extend_from_slice(&due.to_le_bytes());
-                payload.extend_from_slice(&now.to_le_bytes());
-                (tlfs::MESSAGE_TIMER_EXPIRED, payload)
+                let payload = TimerPayload {
+                    timer_index: index.into(),
+                    reserved: 0,
+                    expiration_time: due,
+                    delivery_time: now,
+                };
+                HvMessage::new(MessageType::TIMER_EXPIRED, 0, payload.as_bytes())
             }
         };
-        let mut image = [0; MESSAGE_SIZE];
-        image[4] = payload.len() as u8;
-        image[FLAGS_OFFSET as usize] = if state.queues[sint].is_empty() {
-            0
-        } else {
-            FLAG_MESSAGE_PENDING
-        };
-        image[HEADER_SIZE..HEADER_SIZE + payload.len()].copy_from_slice(&payload);
+        let Some(mut message) = message else { return };
+        if !state.queues[sint].is_empty() {
+            message.header.flags = MessageFlags::PENDING;
+        }
         // The type makes the message visible and comes last; Release pairs with the guest's read of
         // the type. A free slot belongs to us, so that the plain write cannot meet the guest's.
-        if ram.write(slot + 4, &image[4..]).is_err()
-            || ram.store_u32(slot, kind, Ordering::Release).is_err()
+        let kind = message.header.message_type;
+        if ram
+            .write(slot + TYPE_SIZE, &message.as_bytes()[TYPE_SIZE as usize..])
+            .is_err()
+            || ram.store_u32(slot, kind.0, Ordering::Release).is_err()
         {
             return;
         }
@@ -401,7 +408,7 @@ impl Vp {
     }
 
     fn interrupt(&self, sint: u64, counters: &Counters, vectors: &mut Vectors) {
-        if sint & bits::SINT_POLLING == 0 {
+        if sint & Sint::POLLING == 0 {
             counters.synic_interrupts.add();
             self.counters.interrupts.add();
             vectors.push(sint as u8);
@@ -417,15 +424,15 @@ impl Vp {
         counters: &Counters,
     ) -> Result<(bool, Vectors), PostError> {
         let state = self.state.lock();
+        let (offset, bit) = event_flag_position(sint, flag).ok_or(PostError::NotEnabled)?;
         let sint = usize::from(sint);
-        if sint >= SINT_COUNT || flag >= tlfs::EVENT_FLAGS_COUNT || !state.is_open(sint) {
+        if !state.is_open(sint) {
             return Err(PostError::NotEnabled);
         }
         let siefp = state.siefp.gpa().ok_or(PostError::NotEnabled)?;
-        // HV_SYNIC_EVENT_FLAGS_PAGE: 16 areas of 2048 bits. 32-bit words, since guests use atomics
-        // of that size or larger on them and all sizes are coherent.
-        let word = siefp + (sint * tlfs::PAGE_SIZE / SINT_COUNT) as u64 + u64::from(flag / 32 * 4);
-        let bit = 1 << (flag % 32);
+        // The half of the 64-bit word that holds the flag; all sizes of atomics are coherent.
+        let word = siefp + offset as u64 + u64::from(bit / 32 * 4);
+        let bit = 1 << (bit % 32);
         // SeqCst: what the flag announces is written before; the guest clears the flag before it
         // looks.
         let before = ram
@@ -445,8 +452,7 @@ impl Vp {
 impl State {
     /// Whether the SynIC is on and the SINT takes deliveries from the hypervisor.
     fn is_open(&self, sint: usize) -> bool {
-        self.scontrol & bits::ENABLE != 0
-            && self.sints[sint] & (bits::SINT_MASKED | bits::SINT_PROXY) == 0
+        Scontrol(self.scontrol).enabled() && self.sints[sint] & (Sint::MASKED | Sint::PROXY) == 0
     }
 
     fn can_message(&self, sint: usize) -> bool {
@@ -454,8 +460,10 @@ impl State {
     }
 }
 
+/// Places an overlay as its register says: SIMP, SIEFP and the VP assist page have one layout.
 fn place(overlay: &mut Overlay, register: u64, ram: &GuestRam) -> Result<(), Fault> {
-    let gpa = (register & bits::ENABLE != 0).then_some(register & bits::GPA_MASK);
+    let register = Simp(register);
+    let gpa = register.enabled().then_some(register.gpa());
     overlay.place(ram, gpa).map_err(|_| Fault)
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::tlfs::msr;
 
 const SIMP: u64 = 0x2000;
 const SIEFP: u64 = 0x3000;
@@ -70,7 +69,7 @@ impl Guest {
         fence(Ordering::SeqCst);
         let mut flags = [0];
         self.ram.read(SLOT + FLAGS_OFFSET, &mut flags).unwrap();
-        if flags[0] & FLAG_MESSAGE_PENDING != 0 {
+        if flags[0] & MessageFlags::PENDING.bits() != 0 {
             self.write(msr::EOM, 0).unwrap()
         } else {
             Vectors::new()
@@ -99,14 +98,14 @@ fn the_next_message_waits_for_eom_and_order_is_kept() {
     assert_eq!(guest.post(1, &[2]), Ok(vec![]), "the slot is occupied");
     assert_eq!(
         guest.slot(),
-        (1, 1, FLAG_MESSAGE_PENDING, 1),
+        (1, 1, MessageFlags::PENDING.bits(), 1),
         "the guest is told that more waits"
     );
     guest.post(1, &[3]).unwrap();
     assert_eq!(guest.consume(), [VECTOR]);
     assert_eq!(
         guest.slot(),
-        (1, 1, FLAG_MESSAGE_PENDING, 2),
+        (1, 1, MessageFlags::PENDING.bits(), 2),
         "pending is set from the start when more waits"
     );
     assert_eq!(guest.consume(), [VECTOR]);
@@ -128,8 +127,8 @@ fn disabled_parts_refuse_messages_and_flags() {
     for (number, value) in [
         (msr::SCONTROL, 0),
         (msr::SIMP, 0),
-        (msr::SINT0 + 2, bits::SINT_MASKED | 0xf3),
-        (msr::SINT0 + 2, bits::SINT_PROXY | 0xf3),
+        (msr::SINT0 + 2, Sint::MASKED | 0xf3),
+        (msr::SINT0 + 2, Sint::PROXY | 0xf3),
     ] {
         let guest = Guest::new();
         guest.write(number, value).unwrap();
@@ -161,9 +160,7 @@ fn messages_that_wait_survive_masking() {
     let guest = Guest::new();
     guest.post(1, &[1]).unwrap();
     guest.post(1, &[2]).unwrap();
-    guest
-        .write(msr::SINT0 + 2, bits::SINT_MASKED | 0xf3)
-        .unwrap();
+    guest.write(msr::SINT0 + 2, Sint::MASKED | 0xf3).unwrap();
     assert_eq!(guest.consume(), NONE, "masked: no delivery on EOM");
     assert_eq!(
         guest.write(msr::SINT0 + 2, 0xf4),
@@ -176,9 +173,7 @@ fn messages_that_wait_survive_masking() {
 #[test]
 fn polling_delivers_without_interrupt() {
     let guest = Guest::new();
-    guest
-        .write(msr::SINT0 + 2, bits::SINT_POLLING | 0xf3)
-        .unwrap();
+    guest.write(msr::SINT0 + 2, Sint::POLLING | 0xf3).unwrap();
     assert_eq!(guest.post(1, &[9]), Ok(vec![]));
     assert_eq!(guest.slot().0, 1);
     assert_eq!(guest.signal(0), Ok((true, vec![])));
@@ -206,8 +201,8 @@ fn vectors_below_sixteen_fault_unless_masked() {
     let guest = Guest::new();
     assert_eq!(guest.write(msr::SINT0, 15), Err(Fault));
     assert!(guest.write(msr::SINT0, 16).is_ok());
-    assert!(guest.write(msr::SINT0, bits::SINT_MASKED | 15).is_ok());
-    assert_eq!(guest.vp.read_msr(msr::SINT0), Ok(bits::SINT_MASKED | 15));
+    assert!(guest.write(msr::SINT0, Sint::MASKED | 15).is_ok());
+    assert_eq!(guest.vp.read_msr(msr::SINT0), Ok(Sint::MASKED | 15));
 }
 
 #[test]
@@ -245,7 +240,9 @@ fn event_flags_lie_where_the_tlfs_says() {
 #[test]
 fn timer_messages_carry_both_times_and_do_not_pile_up() {
     let guest = Guest::new();
-    let config = bits::STIMER_ENABLED | bits::STIMER_PERIODIC | u64::from(SINT) << 16;
+    let config = vmbus_proto::tlfs::synic::StimerConfig::ENABLE
+        | vmbus_proto::tlfs::synic::StimerConfig::PERIODIC
+        | u64::from(SINT) << 16;
     let at = |number, value, now| {
         guest
             .vp
@@ -264,7 +261,7 @@ fn timer_messages_carry_both_times_and_do_not_pile_up() {
     let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
     assert_eq!(
         u32::from_le_bytes(bytes[..4].try_into().unwrap()),
-        tlfs::MESSAGE_TIMER_EXPIRED
+        MessageType::TIMER_EXPIRED.0
     );
     assert_eq!(
         (word(16), word(24), word(32)),

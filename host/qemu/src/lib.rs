@@ -91,10 +91,10 @@ pub unsafe extern "C" fn qemu_plugin_install(
 
 unsafe fn install(id: u64, info: &Info, argc: c_int, argv: *mut *mut c_char) -> Result<(), String> {
     let words = (0..usize::try_from(argc).unwrap_or(0))
-        // SAFETY: `argv` has `argc` NUL-terminated strings.
         .map(|i| {
-            unsafe { CStr::from_ptr(*argv.add(i)) }
-                .to_str()
+            // SAFETY: `argv` has `argc` NUL-terminated strings.
+            let word = unsafe { CStr::from_ptr(*argv.add(i)) };
+            word.to_str()
                 .map_err(|_| "arguments must be UTF-8".to_owned())
         })
         .collect::<Result<Vec<_>, _>>()?;

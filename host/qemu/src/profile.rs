@@ -63,10 +63,11 @@ impl Profile {
         // SAFETY: `tb` is valid during the translation callback.
         let vaddr = unsafe { (api.qemu_plugin_tb_vaddr)(tb) };
         let offsets: Box<[u16]> = (0..count)
-            // SAFETY: as above, and `i` is within the block.
             .map(|i| {
-                unsafe { (api.qemu_plugin_insn_vaddr)((api.qemu_plugin_tb_get_insn)(tb, i)) }
-                    .wrapping_sub(vaddr) as u16
+                // SAFETY: as above, and `i` is within the block.
+                let insn = unsafe { (api.qemu_plugin_tb_get_insn)(tb, i) };
+                // SAFETY: as above.
+                unsafe { (api.qemu_plugin_insn_vaddr)(insn) }.wrapping_sub(vaddr) as u16
             })
             .collect();
         let mut blocks = self.blocks.lock();

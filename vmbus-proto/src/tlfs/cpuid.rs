@@ -92,6 +92,10 @@ wire_flags! {
         const CRASH_MSRS = 1 << 10;
         /// Hypercall output in XMM registers.
         const XMM_OUTPUT = 1 << 15;
+        /// SINTs have a polling mode.
+        const SINT_POLLING = 1 << 17;
+        /// The hypercall MSR can be locked.
+        const HYPERCALL_MSR_LOCK = 1 << 18;
         /// Timers may raise a vector directly.
         const STIMER_DIRECT_MODE = 1 << 19;
     }

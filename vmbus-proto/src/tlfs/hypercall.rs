@@ -42,6 +42,8 @@ open_enum! {
         RESET_DEBUG_SESSION = 0x006b,
         /// HvCallRetargetDeviceInterrupt.
         RETARGET_DEVICE_INTERRUPT = 0x007e,
+        /// HvCallGetVpIndexFromApicId.
+        GET_VP_INDEX_FROM_APIC_ID = 0x009a,
         /// HvExtCallQueryCapabilities: first of the extended calls.
         EXT_QUERY_CAPABILITIES = 0x8001,
         /// HvExtCallGetBootZeroedMemory.

@@ -88,10 +88,13 @@ impl Processors for FakeMachine {
     }
 }
 
+/// VP, connection id, message type, payload.
+type Posted = (u32, u32, u32, Vec<u8>);
+
 /// What a guest sent to connection ids.
 #[derive(Default)]
 pub(crate) struct RecordingSink {
-    pub(crate) messages: Mutex<Vec<(u32, u32, u32, Vec<u8>)>>,
+    pub(crate) messages: Mutex<Vec<Posted>>,
     pub(crate) events: Mutex<Vec<(u32, u32, u16)>>,
     pub(crate) resets: AtomicUsize,
     pub(crate) crashes: AtomicUsize,

@@ -29,7 +29,9 @@ impl Args {
     pub fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
         let mut args = Self::default();
         for word in words {
-            let (name, value) = word.split_once('=').ok_or_else(|| format!("argument '{word}': expected name=value"))?;
+            let (name, value) = word
+                .split_once('=')
+                .ok_or_else(|| format!("argument '{word}': expected name=value"))?;
             if value.is_empty() {
                 return Err(format!("argument '{name}': value is empty"));
             }
@@ -61,9 +63,18 @@ mod tests {
         let args = Args::parse(["control=/tmp/c", "vmbus=5.3", "log=l", "profile=on"]).unwrap();
         assert_eq!(
             args,
-            Args { control: Some("/tmp/c".into()), vmbus: Some(5 << 16 | 3), log: Some("l".into()), profile: true, devices: None }
+            Args {
+                control: Some("/tmp/c".into()),
+                vmbus: Some(5 << 16 | 3),
+                log: Some("l".into()),
+                profile: true,
+                devices: None
+            }
         );
-        let devices = Args::parse(["devices=heartbeat:max=1.0+timesync"]).unwrap().devices.unwrap();
+        let devices = Args::parse(["devices=heartbeat:max=1.0+timesync"])
+            .unwrap()
+            .devices
+            .unwrap();
         assert_eq!(devices[0].args, [("max".to_owned(), "1.0".to_owned())]);
         assert_eq!(devices[1].name, "timesync");
         assert_eq!(Args::parse([]).unwrap(), Args::default());

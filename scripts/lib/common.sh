@@ -97,6 +97,16 @@ ticker_stop() {
 	HV_TICKER=
 }
 
+# discard DIR…: out of the way at once, deleted in the background: a tree has 100,000 files, and some
+# disks take minutes for that. What a run does not get done, the next one does (open_cache).
+discard() {
+	local dir
+	mkdir -p "$HV_CACHE/.trash"
+	for dir; do
+		[[ ! -e $dir ]] || mv -T "$dir" "$HV_CACHE/.trash/${dir##*/}.$$.$RANDOM"
+	done
+}
+
 # stage NAME KEY WHAT CHECK SCRIPT [VAR=VALUE…]
 # Makes $HV_CACHE/NAME/KEY by running SCRIPT with OUT set to a temporary directory, which takes
 # its final name only when SCRIPT has succeeded; so a directory of that name is always whole.
@@ -111,16 +121,16 @@ stage() {
 	fi
 	if [[ -e $STAGE_DIR ]]; then
 		say "$name: $STAGE_DIR lacks $check, making it again"
-		rm -rf --one-file-system "$STAGE_DIR"
+		discard "$STAGE_DIR"
 	fi
 	need_space
 	tmp=$HV_CACHE/$name/.tmp.$key
-	rm -rf --one-file-system "$tmp"
+	discard "$tmp"
 	mkdir -p "$tmp"
 	run_logged "$name" "$what" "$HV_CACHE/logs/$name.log" \
 		env OUT="$tmp" "$@" bash "$script" || rc=$?
 	if ((rc != 0)); then
-		rm -rf --one-file-system "$tmp"
+		discard "$tmp"
 		return "$rc"
 	fi
 	mv -T "$tmp" "$STAGE_DIR"
@@ -130,6 +140,11 @@ stage() {
 need_space() {
 	local avail
 	avail=$(df --output=avail -k "$HV_CACHE" | tail -n 1)
+	if ((avail < 8 * 1024 * 1024)) && [[ -d $HV_CACHE/.trash ]]; then
+		say "little disk space: removing old stages first"
+		rm -rf --one-file-system "$HV_CACHE"/.trash/*
+		avail=$(df --output=avail -k "$HV_CACHE" | tail -n 1)
+	fi
 	((avail >= 8 * 1024 * 1024)) ||
 		die "no disk space: $HV_CACHE has $((avail / 1024)) MiB free, set-up needs 8192 MiB (XDG_CACHE_HOME moves it)"
 }

@@ -82,6 +82,10 @@ open_cache() {
 		prune
 	fi
 	flock -s "$HV_USE_LOCK"
+	if [[ -d $HV_CACHE/.trash ]]; then
+		# No job of this shell, which waits for its jobs.
+		(nice find "$HV_CACHE/.trash" -mindepth 1 -maxdepth 1 -exec rm -rf --one-file-system {} + &) 2>/dev/null
+	fi
 }
 
 unlock_cache() { flock -u "$HV_LOCK"; }
@@ -97,7 +101,7 @@ lock_checkout() {
 # a month, and what belongs to checkouts that are gone.
 prune() {
 	local dir stage family
-	rm -rf --one-file-system "$HV_CACHE"/*/.tmp.*
+	discard "$HV_CACHE"/*/.tmp.*
 	for stage in base tree kernel artifacts image; do
 		declare -A seen=()
 		while IFS= read -r dir; do
@@ -106,7 +110,7 @@ prune() {
 			[[ $stage != base && $stage != tree ]] || family=$stage
 			seen[$family]=$((${seen[$family]-0} + 1))
 			if ((seen[$family] > 2)) || [[ -n $(find "$dir" -maxdepth 0 -mtime +30) ]]; then
-				rm -rf --one-file-system "$dir"
+				discard "$dir"
 			fi
 		done < <(find "$HV_CACHE/$stage" -mindepth 1 -maxdepth 1 -type d -printf '%T@ %p\n' 2>/dev/null |
 			sort -rn | cut -d' ' -f2-)
@@ -114,7 +118,7 @@ prune() {
 	done
 	for dir in "$HV_CACHE"/checkouts/*/; do
 		if [[ -s $dir/path && ! -d $(cat "$dir/path") ]]; then
-			rm -rf --one-file-system "$dir"
+			discard "${dir%/}"
 		fi
 	done
 }
@@ -139,6 +143,7 @@ status() {
 # Removes the cache, for scripts/setup --clean.
 clean() {
 	flock -n "$HV_USE_LOCK" || die "the cache is in use by another run"
+	say "removing $HV_CACHE …"
 	find "$HV_CACHE" -mindepth 1 -maxdepth 1 ! -name lock ! -name use -exec rm -rf --one-file-system {} +
 	rm -f "$HV_CACHE/lock" "$HV_CACHE/use"
 	rmdir "$HV_CACHE"

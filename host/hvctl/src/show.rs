@@ -64,10 +64,32 @@ fn status(s: Status) -> String {
     );
     if let Value::Object(map) = &s.partition {
         for (key, value) in map {
+            if key == "crashes" {
+                crashes(&mut out, value);
+                continue;
+            }
             let _ = write!(out, "\n{key:<11} {value}");
         }
     }
     out
+}
+
+/// The last lines of what the guest said when it crashed.
+fn crashes(out: &mut String, list: &Value) {
+    let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    let _ = write!(out, "\n{:<11} {}", "crashes", list.len());
+    for crash in list {
+        let _ = write!(
+            out,
+            "\n  on processor {}, parameters {}",
+            crash["vp"], crash["parameters"]
+        );
+        let text = crash["text"].as_str().unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        for line in &lines[lines.len().saturating_sub(12)..] {
+            let _ = write!(out, "\n    {line}");
+        }
+    }
 }
 
 fn channels(list: &[ChannelInfo]) -> String {

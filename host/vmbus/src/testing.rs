@@ -180,6 +180,8 @@ pub(crate) struct Bench {
     pub(crate) partition: Arc<FakePartition>,
     pub(crate) machine: Arc<FakeMachine>,
     pub(crate) now: Instant,
+    /// What the engine sees of it.
+    pub(crate) clock: Arc<Mutex<Instant>>,
     pub(crate) offers: HashMap<String, OfferChannel>,
     client: Client,
     lines: Receiver<String>,
@@ -200,6 +202,10 @@ impl Bench {
             inbox.clone(),
             None,
         );
+        let now = Instant::now();
+        let clock = Arc::new(Mutex::new(now));
+        let read = clock.clone();
+        engine.host_clock = Box::new(move || *read.lock());
         for config in device_configs {
             engine.add_device(devices::make(config).expect("a known device"));
         }
@@ -209,7 +215,8 @@ impl Bench {
             inbox,
             partition,
             machine,
-            now: Instant::now(),
+            now,
+            clock,
             offers: HashMap::new(),
             client: Client::new(sender),
             lines,
@@ -236,6 +243,7 @@ impl Bench {
     pub(crate) fn pass(&mut self, ms: u64, stopped: bool) {
         for _ in 0..ms.div_ceil(10) {
             self.now += Duration::from_millis(10);
+            *self.clock.lock() = self.now;
             if !stopped {
                 self.partition
                     .reference

@@ -352,6 +352,27 @@ fn a_stopped_vm_gets_a_forced_sample_when_it_runs_again() {
     assert_eq!(time_status(&mut bench).stops_seen, 1);
 }
 
+/// On a busy machine the worker loses its processor between its looks at the two clocks.
+#[test]
+fn a_worker_that_was_interrupted_sees_no_stop() {
+    let (mut bench, mut channel) = bench("timesync", &[]);
+    let mut guest = timesync::Guest::new();
+    samples(&mut bench, &mut channel, &mut guest);
+    let looks = std::sync::atomic::AtomicU32::new(0);
+    let clock = bench.clock.clone();
+    bench.engine.host_clock = Box::new(move || {
+        // Each second pair of looks is 300 ms apart.
+        let look = looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let late = u64::from(look % 4 == 3) * 300;
+        *clock.lock() + std::time::Duration::from_millis(late)
+    });
+    bench.pass(10_000, false);
+    assert_eq!(time_status(&mut bench).stops_seen, 0);
+    bench.pass(1000, true);
+    bench.pass(1000, false);
+    assert_eq!(time_status(&mut bench).stops_seen, 1);
+}
+
 #[test]
 fn a_guest_that_does_not_answer_gets_one_sample_only() {
     let (mut bench, mut channel) = bench("timesync", &[]);

@@ -592,3 +592,138 @@ fn a_watcher_that_does_not_read_loses_events_and_learns_how_many() {
     );
     assert_eq!(lines.len(), 2);
 }
+
+mod fuzz {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Bytes anywhere in the rings or their control pages.
+        Scribble {
+            to_host: bool,
+            at: u32,
+            bytes: Vec<u8>,
+        },
+        Word {
+            to_host: bool,
+            word: usize,
+            value: u32,
+        },
+        Packet(Vec<u8>),
+        Answer,
+        Signal,
+        Pass(u64),
+        Reopen,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let index = || prop_oneof![(0..1024u32).prop_map(|i| i * 8), any::<u32>()];
+        prop_oneof![
+            1 => (any::<bool>(), 0..8192u32, prop::collection::vec(any::<u8>(), 0..64))
+                .prop_map(|(to_host, at, bytes)| Step::Scribble { to_host, at, bytes }),
+            1 => (any::<bool>(), 0..5usize, index())
+                .prop_map(|(to_host, word, value)| Step::Word { to_host, word, value }),
+            4 => prop::collection::vec(any::<u8>(), 0..128).prop_map(Step::Packet),
+            6 => Just(Step::Answer),
+            2 => Just(Step::Signal),
+            2 => (1..3000u64).prop_map(Step::Pass),
+            1 => Just(Step::Reopen),
+        ]
+    }
+
+    fn play(
+        bench: &mut Bench,
+        channel: &mut GuestChannel,
+        guest: &mut heartbeat::Guest,
+        step: Step,
+    ) {
+        let words = [
+            ControlWord::WriteIndex,
+            ControlWord::ReadIndex,
+            ControlWord::InterruptMask,
+            ControlWord::PendingSendSize,
+            ControlWord::FeatureBits,
+        ];
+        match step {
+            Step::Scribble { to_host, at, bytes } => {
+                let memory = if to_host {
+                    channel.tx.memory()
+                } else {
+                    channel.rx.memory()
+                };
+                memory.write(at % memory.data_size(), &bytes);
+            }
+            Step::Word {
+                to_host,
+                word,
+                value,
+            } => {
+                let memory = if to_host {
+                    channel.tx.memory()
+                } else {
+                    channel.rx.memory()
+                };
+                memory.store(words[word], value);
+            }
+            Step::Packet(bytes) => {
+                if channel.tx.send_in_band(&bytes, 3, false).is_ok() && channel.tx.commit() {
+                    bench.signal(channel.relid);
+                }
+            }
+            Step::Answer => {
+                let mut buf = vec![0; 65536];
+                let got = channel
+                    .rx
+                    .read(&mut buf)
+                    .map(|p| (p.transaction_id(), p.payload.to_vec()));
+                let _ = channel.rx.finish();
+                if let Ok((id, mut payload)) = got {
+                    let reply = guest.on_packet(&mut payload).reply;
+                    if reply
+                        && channel.tx.send_in_band(&payload, id, false).is_ok()
+                        && channel.tx.commit()
+                    {
+                        bench.signal(channel.relid);
+                    }
+                }
+            }
+            Step::Signal => {
+                bench.signal(channel.relid);
+            }
+            Step::Pass(ms) => bench.pass(ms, false),
+            Step::Reopen => {
+                bench.close(channel);
+                *channel = bench.open("heartbeat", 2);
+                *guest = heartbeat::Guest::new();
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        /// Whatever a guest writes into its rings: the host does not panic, and the channel works once it is
+        /// closed and opened anew.
+        #[test]
+        fn any_ring_contents_leave_a_host_that_works(steps in prop::collection::vec(step(), 0..60)) {
+            let (mut bench, mut channel) = bench();
+            let mut guest = heartbeat::Guest::new();
+            let mut reopens = 0;
+            for step in steps {
+                // Each ring needs fresh pages of the test's memory.
+                reopens += u32::from(matches!(step, Step::Reopen));
+                if reopens < 200 {
+                    play(&mut bench, &mut channel, &mut guest, step);
+                }
+            }
+            bench.close(&channel);
+            let before = bench.violations().count;
+            let mut channel = bench.open("heartbeat", 2);
+            negotiate(&mut bench, &mut channel);
+            prop_assert!(bench.receive(&mut channel).is_some());
+            prop_assert_eq!(bench.violations().count, before);
+        }
+    }
+}

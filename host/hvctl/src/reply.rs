@@ -135,6 +135,9 @@ pub struct ChannelCounters {
     pub monitor_signals: u64,
     /// Times the channel was opened.
     pub opens: u64,
+    /// Packets sent that asked for a completion and have none yet: how many now, not a sum.
+    #[serde(default)]
+    pub incomplete: u64,
 }
 
 /// Answer to `counters`.

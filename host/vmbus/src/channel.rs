@@ -2,6 +2,8 @@
 
 //! The host's end of a channel: two rings in guest memory, signals, counters.
 
+use std::collections::HashMap;
+
 use hv_partition::{GuestRam, Partition, VpIndex};
 use hvctl::{ChannelCounters, RingField, RingSide};
 use vmbus_proto::msg::{Relid, VMBUS_SINT};
@@ -51,6 +53,8 @@ pub(crate) struct OpenChannel {
     corked: bool,
     /// A signal waits.
     signal_waits: bool,
+    /// Transaction ids of packets that the guest must still complete, with how many have each.
+    incomplete: HashMap<u64, u32>,
     /// Signals that the guest may rightly have sent and that did not arrive yet.
     signal_credit: u32,
     /// Signals of the present turn that no packet explained yet.
@@ -81,6 +85,7 @@ impl OpenChannel {
             wanted: None,
             corked: true,
             signal_waits: false,
+            incomplete: HashMap::new(),
             signal_credit: 0,
             unexplained: 0,
         })
@@ -134,7 +139,29 @@ impl Channel {
     }
 
     pub(crate) fn counters(&self) -> ChannelCounters {
-        self.counters
+        let incomplete = self
+            .open
+            .as_ref()
+            .map_or(0, |o| o.incomplete.values().map(|n| u64::from(*n)).sum());
+        ChannelCounters {
+            incomplete,
+            ..self.counters
+        }
+    }
+
+    /// The guest completes the packet with this id; whether there was one.
+    pub(crate) fn complete(&mut self, transaction_id: u64) -> bool {
+        let Some(open) = &mut self.open else {
+            return false;
+        };
+        let Some(count) = open.incomplete.get_mut(&transaction_id) else {
+            return false;
+        };
+        *count -= 1;
+        if *count == 0 {
+            open.incomplete.remove(&transaction_id);
+        }
+        true
     }
 
     pub(crate) fn reset_counters(&mut self) {
@@ -298,6 +325,9 @@ impl Channel {
             Err(WriteError::TooLarge | WriteError::WrongLength) => return Err(SendError::TooLarge),
         }
         open.wanted = None;
+        if flags.contains(PacketFlags::COMPLETION_REQUESTED) {
+            *open.incomplete.entry(transaction_id).or_default() += 1;
+        }
         self.counters.packets_out += 1;
         self.counters.bytes_out += (payload.len() as u64 + 16).next_multiple_of(8);
         if open.output.commit() {

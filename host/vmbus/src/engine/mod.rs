@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use hv_partition::{Machine, Partition, PostError, VpIndex};
 use hvctl::Event;
 use vmbus_proto::msg::{MessageBuffer, Relid, Status, VMBUS_MESSAGE_TYPE, VMBUS_SINT};
+use vmbus_proto::packet::PacketKind;
 use vmbus_proto::VmbusVersion;
 
 use crate::channel::{Channel, OpenChannel, Received};
@@ -203,8 +204,8 @@ impl Engine {
     /// The guest signalled a channel `count` times.
     pub(crate) fn signal(&mut self, relid: Relid, count: u32, now: Instant) {
         self.counters.signals += u64::from(count);
-        if let Some(id) = self.channels.iter().position(|c| c.relid() == Some(relid)) {
-            self.service(OfferId(id), count);
+        if let Some(id) = self.server.offer_of(relid) {
+            self.service(id, count);
         }
         self.settle(now);
     }
@@ -409,6 +410,15 @@ impl Engine {
             }
             turn += 1;
             match self.channels[id.0].receive(&*partition, &mut buf) {
+                Received::Packet(packet)
+                    if packet.kind == PacketKind::Completion
+                        && !self.channels[id.0].complete(packet.transaction_id()) =>
+                {
+                    let (name, id) = (&self.devices[device].info.name, packet.transaction_id());
+                    self.server.violation(format!(
+                        "{name}: completion of packet {id:#x} that asked for none"
+                    ));
+                }
                 Received::Packet(packet) => {
                     self.with_device(device, |device, io| device.packet(io, index, &packet));
                     // The packet may have led to the channel's end.

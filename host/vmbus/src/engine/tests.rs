@@ -381,6 +381,44 @@ fn ring_faults_hit_the_guest() {
 }
 
 #[test]
+fn completions_are_matched_with_what_asked_for_them() {
+    let (mut bench, mut channel) = bench();
+    negotiate(&mut bench, &mut channel);
+    let packet = |flags| Command::Fault {
+        fault: Fault::SendPacket {
+            device: "heartbeat".into(),
+            packet_type: 6,
+            flags,
+            transaction_id: 99,
+            hex: "0102".into(),
+        },
+    };
+    bench.control(packet(1)).expect("sent");
+    bench.control(packet(1)).expect("sent");
+    bench.control(packet(0)).expect("sent");
+    let incomplete = |bench: &mut Bench| {
+        let value = bench.control(Command::Counters).expect("counters");
+        let counters: hvctl::Counters = serde_json::from_value(value).expect("counters");
+        counters.channels["heartbeat"].incomplete
+    };
+    assert_eq!(incomplete(&mut bench), 2);
+    for (id, left, text) in [
+        (99, 1, "expected in-band data"),
+        (99, 0, "expected in-band data"),
+        (99, 0, "packet 0x63 that asked for none"),
+        (98, 0, "packet 0x62 that asked for none"),
+    ] {
+        channel.tx.send_completion(id, &[]).expect("room");
+        assert!(channel.tx.commit());
+        bench.signal(channel.relid);
+        assert_eq!(incomplete(&mut bench), left);
+        // A heartbeat asks for no completion: none is right there, but only two are to nothing.
+        let texts = bench.violations().texts;
+        assert!(texts.last().is_some_and(|t| t.contains(text)), "{texts:?}");
+    }
+}
+
+#[test]
 fn a_stalled_device_reads_nothing_until_released() {
     let (mut bench, mut channel) = bench();
     let stall = |on| Command::Fault {

@@ -336,6 +336,11 @@ impl Server {
         self.connection.as_ref().map(|c| c.version)
     }
 
+    /// The channel that the guest knows under `relid`.
+    pub fn offer_of(&self, relid: Relid) -> Option<OfferId> {
+        self.relids.get(&relid).copied()
+    }
+
     /// Where channel messages go.
     pub fn message_vp(&self) -> Option<VpIndex> {
         self.connection.as_ref().map(|c| c.message_vp)

@@ -77,6 +77,8 @@ pub struct VmConfig {
     pub memory: u32,
     /// Newest VMBus version that the host accepts, such as `5.2`; the host's own newest by default.
     pub vmbus: Option<String>,
+    /// Devices that the host offers, with arguments, such as `timesync:max=3.0`; the host's own choice when empty.
+    pub devices: Vec<String>,
     /// More words for the kernel command line.
     pub cmdline: Vec<String>,
     /// Disk images. Attached as virtio disks as long as the host has no SCSI controller.
@@ -108,6 +110,7 @@ impl VmConfig {
             smp: 1,
             memory: 512,
             vmbus: None,
+            devices: Vec::new(),
             cmdline: Vec::new(),
             disks: Vec::new(),
             network: false,
@@ -132,6 +135,13 @@ impl VmConfig {
     #[must_use]
     pub fn vmbus(mut self, version: &str) -> Self {
         self.vmbus = Some(version.into());
+        self
+    }
+
+    /// A device that the host offers, with arguments, such as `timesync:max=3.0`; only those named are offered.
+    #[must_use]
+    pub fn device(mut self, device: &str) -> Self {
+        self.devices.push(device.into());
         self
     }
 
@@ -901,6 +911,10 @@ fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Vec<Strin
         );
         if let Some(version) = &config.vmbus {
             plugin.push_str(&format!(",vmbus={version}"));
+        }
+        if !config.devices.is_empty() {
+            let list = config.devices.join("+").replace(',', ",,");
+            plugin.push_str(&format!(",devices={list}"));
         }
         if config.profile {
             plugin.push_str(",profile=on");

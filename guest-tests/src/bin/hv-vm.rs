@@ -43,6 +43,10 @@ struct Args {
     #[arg(long, value_name = "X.Y", default_value = "6.0",
           value_parser = ["4.0", "4.1", "5.0", "5.1", "5.2", "5.3", "6.0"])]
     vmbus_version: String,
+    /// A device for the host to offer, with arguments, such as timesync:max=3.0 (docs/vmbus-host.md); only those named
+    /// are offered. Repeatable.
+    #[arg(long, value_name = "NAME[:KEY=VALUE]")]
+    device: Vec<String>,
     /// Kernel image of your own. Its modules are not in the guest. (--kernel VERSION, before the other options, chooses
     /// one of Debian's.)
     #[arg(long, value_name = "FILE")]
@@ -86,6 +90,7 @@ fn run(args: Args) -> Result<()> {
         smp: args.smp,
         memory: args.memory,
         vmbus: Some(args.vmbus_version),
+        devices: args.device,
         cmdline: args.append,
         disks: args.disk,
         network: args.network,

@@ -6,6 +6,7 @@
 pub(crate) mod clock;
 mod connect;
 pub(crate) mod cost;
+mod ic;
 mod lifecycle;
 mod refusal;
 mod services;
@@ -43,6 +44,7 @@ fn both() -> Vec<Scenario> {
     let mut all = Vec::new();
     all.extend(connect::scenarios());
     all.extend(services::scenarios());
+    all.extend(ic::scenarios());
     all.extend(clock::scenarios());
     all.extend(lifecycle::scenarios());
     all.extend(sysfs::scenarios());
@@ -54,6 +56,7 @@ fn rust_only() -> Vec<Scenario> {
     let mut all = Vec::new();
     all.extend(sysfs::comparisons());
     all.extend(cost::comparisons());
+    all.extend(ic::rust_only());
     all.extend(refusal::scenarios());
     all.extend(lifecycle::rust_only());
     all

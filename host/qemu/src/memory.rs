@@ -3,7 +3,7 @@
 //! Guest RAM mapped out of QEMU, and the translated code that must follow what the host writes.
 
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{fence, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use hv_partition::{CodeCoherence, GuestRam};
@@ -13,6 +13,7 @@ use crate::api::{Api, Variables};
 use crate::machine::with_rcu_thread;
 
 const PAGE_SHIFT: u32 = 12;
+const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 /// RAM below this address is all RAM; from here to 1 MiB lie video memory and firmware.
 const CONVENTIONAL_END: u64 = 0xa_0000;
 const ONE_MIB: u64 = 0x10_0000;
@@ -20,20 +21,18 @@ const FOUR_GIB: u64 = 0x1_0000_0000;
 /// `RAM_ADDR_INVALID` (`include/exec/cpu-common.h`).
 const RAM_ADDR_INVALID: u64 = u64::MAX;
 
-/// Which pages of RAM hold, or once held, code that QEMU translated.
-pub struct CodePages {
-    api: Api,
-    /// Host address of the RAM block.
+/// Which pages of a RAM block hold, or once held, code that QEMU translated.
+struct PageMap {
+    /// Host address of the block.
     base: usize,
-    /// Its address in QEMU's RAM address space.
-    ram_addr: u64,
-    /// Guest-physical start, length and block offset of each range of the block.
+    /// The parts of the block that the guest sees.
     ranges: Vec<Range>,
     /// One bit per page of the block. A bit is never cleared: discarding translated code that is
-    /// not there is cheap.
+    /// not there is cheap, and a vCPU may be about to link what it has just translated.
     bits: Vec<AtomicU64>,
 }
 
+/// Guest-physical start, length and block offset of a part of the block.
 #[derive(Clone, Copy)]
 struct Range {
     gpa: u64,
@@ -41,59 +40,90 @@ struct Range {
     offset: u64,
 }
 
-impl CodePages {
-    /// Notes that the page at host address `host` holds code. Called on vCPU threads while they
-    /// translate.
-    pub fn note(&self, host: usize) {
+impl PageMap {
+    /// A block of `size` bytes without code.
+    fn new(base: usize, ranges: Vec<Range>, size: u64) -> Self {
+        let words = (size >> PAGE_SHIFT).div_ceil(64) as usize;
+        Self {
+            base,
+            ranges,
+            bits: std::iter::repeat_with(AtomicU64::default)
+                .take(words)
+                .collect(),
+        }
+    }
+
+    /// Block offset of a guest-physical address, and how many bytes follow in its range.
+    fn offset(&self, gpa: u64) -> Option<(u64, u64)> {
+        let within = |range: &&Range| gpa.wrapping_sub(range.gpa) < range.len;
+        let range = self.ranges.iter().find(within)?;
+        let distance = gpa - range.gpa;
+        Some((range.offset + distance, range.len - distance))
+    }
+
+    fn note(&self, host: usize) {
         let page = host.wrapping_sub(self.base) >> PAGE_SHIFT;
         if let Some(word) = self.bits.get(page / 64) {
             let bit = 1 << (page % 64);
             if word.load(Ordering::Relaxed) & bit == 0 {
-                // SeqCst: pairs with the fence of `written`. If that misses the bit, then the bytes
-                // it wrote were already there when this vCPU fetched them, or the guest executes a
-                // page during a transfer into it.
+                // SeqCst: pairs with the fence of `code_in`. If that misses the bit, then the bytes
+                // written before it were already there when this vCPU fetched them, or the guest
+                // executes a page during a transfer into it.
                 word.fetch_or(bit, Ordering::SeqCst);
             }
         }
     }
 
+    fn note_gpa(&self, gpa: u64) {
+        if let Some((offset, _)) = self.offset(gpa) {
+            self.note(self.base + offset as usize);
+        }
+    }
+
+    /// The parts of a guest-physical range that lie in pages with code, page by page: first and last
+    /// block offset. The range ends at the end of its part of the block at the latest.
+    fn code_in(&self, gpa: u64, len: usize) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let (start, rest) = self.offset(gpa).unwrap_or((0, 0));
+        let end = start + rest.min(len as u64);
+        let pages = if end > start {
+            start >> PAGE_SHIFT..end.div_ceil(PAGE_SIZE)
+        } else {
+            0..0
+        };
+        fence(Ordering::SeqCst);
+        pages.filter_map(move |page| {
+            let word = self.bits.get(page as usize / 64)?.load(Ordering::SeqCst);
+            let first = page << PAGE_SHIFT;
+            (word & 1 << (page % 64) != 0)
+                .then(|| (start.max(first), (end - 1).min(first + PAGE_SIZE - 1)))
+        })
+    }
+}
+
+/// Keeps translated code in step with what the host writes.
+pub struct CodePages {
+    api: Api,
+    /// Address of the block in QEMU's RAM address space.
+    ram_addr: u64,
+    map: PageMap,
+}
+
+impl CodePages {
+    /// Notes that the page at host address `host` holds code. Called on vCPU threads while they
+    /// translate.
+    pub fn note(&self, host: usize) {
+        self.map.note(host);
+    }
+
     /// As [`Self::note`], by guest-physical address.
     pub fn note_gpa(&self, gpa: u64) {
-        if let Some(range) = self
-            .ranges
-            .iter()
-            .find(|range| gpa.wrapping_sub(range.gpa) < range.len)
-        {
-            self.note(self.base + (range.offset + gpa - range.gpa) as usize);
-        }
+        self.map.note_gpa(gpa);
     }
 }
 
 impl CodeCoherence for CodePages {
     fn written(&self, gpa: u64, len: usize) {
-        let Some(range) = self
-            .ranges
-            .iter()
-            .find(|range| gpa.wrapping_sub(range.gpa) < range.len)
-        else {
-            return;
-        };
-        if len == 0 {
-            return;
-        }
-        let start = range.offset + (gpa - range.gpa);
-        let last = start + (len as u64 - 1).min(range.len - 1 - (gpa - range.gpa));
-        std::sync::atomic::fence(Ordering::SeqCst);
-        for page in start >> PAGE_SHIFT..=last >> PAGE_SHIFT {
-            let word = self
-                .bits
-                .get(page as usize / 64)
-                .map_or(0, |word| word.load(Ordering::SeqCst));
-            if word & 1 << (page % 64) == 0 {
-                continue;
-            }
-            let from = start.max(page << PAGE_SHIFT);
-            let to = last.min((page << PAGE_SHIFT) | 0xfff);
+        for (first, last) in self.map.code_in(gpa, len) {
             with_rcu_thread();
             // SAFETY: the range lies within the RAM block; QEMU takes the locks of the pages
             // itself. No vCPU is named: the block that the calling vCPU executes, if any, may be
@@ -101,8 +131,8 @@ impl CodeCoherence for CodePages {
             unsafe {
                 (self.api.tb_invalidate_phys_range)(
                     std::ptr::null_mut(),
-                    self.ram_addr + from,
-                    self.ram_addr + to,
+                    self.ram_addr + first,
+                    self.ram_addr + last,
                 );
             }
         }
@@ -162,20 +192,11 @@ pub fn map(api: Api, variables: Variables) -> Result<(GuestRam, Arc<CodePages>),
         .collect::<Result<Vec<_>, String>>()?;
     let memory =
         GuestMemoryMmap::from_regions(regions).map_err(|error| format!("guest memory: {error}"))?;
-    let pages = (size >> PAGE_SHIFT) as usize;
-    let bits = std::iter::repeat_with(AtomicU64::default)
-        .take(pages.div_ceil(64))
-        .collect();
     for range in &ranges {
         tracing::info!("RAM: {:#x} bytes at {:#x}", range.len, range.gpa);
     }
-    let code = Arc::new(CodePages {
-        api,
-        base: low,
-        ram_addr,
-        ranges,
-        bits,
-    });
+    let map = PageMap::new(low, ranges, size);
+    let code = Arc::new(CodePages { api, ram_addr, map });
     Ok((GuestRam::new(memory, code.clone()), code))
 }
 
@@ -215,4 +236,83 @@ fn map_range(api: &Api, variables: &Variables, gpa: u64) -> Result<(usize, u64),
         return Err(format!("no RAM at {gpa:#x}"));
     }
     Ok((pointer as usize, len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: usize = 0x7000_0000;
+
+    /// A machine with 3 GiB: conventional memory, from 1 MiB to 2 GiB, and 1 GiB above 4 GiB.
+    fn map() -> PageMap {
+        let ranges = vec![
+            Range {
+                gpa: 0,
+                len: CONVENTIONAL_END,
+                offset: 0,
+            },
+            Range {
+                gpa: ONE_MIB,
+                len: 0x7ff0_0000,
+                offset: ONE_MIB,
+            },
+            Range {
+                gpa: FOUR_GIB,
+                len: 0x4000_0000,
+                offset: 0x8000_0000,
+            },
+        ];
+        PageMap::new(BASE, ranges, 0xc000_0000)
+    }
+
+    fn code(map: &PageMap, gpa: u64, len: usize) -> Vec<(u64, u64)> {
+        map.code_in(gpa, len).collect()
+    }
+
+    #[test]
+    fn only_pages_that_held_code_are_told_and_only_what_was_written() {
+        let map = map();
+        assert_eq!(code(&map, ONE_MIB, 0x10_0000), []);
+        map.note(BASE + 0x10_1234);
+        map.note(BASE + 0x10_3000);
+        assert_eq!(code(&map, 0x10_0000, 0x1000), []);
+        assert_eq!(code(&map, 0x10_1010, 4), [(0x10_1010, 0x10_1013)]);
+        assert_eq!(code(&map, 0x10_0ffe, 4), [(0x10_1000, 0x10_1001)]);
+        assert_eq!(
+            code(&map, 0x10_1800, 0x2000),
+            [(0x10_1800, 0x10_1fff), (0x10_3000, 0x10_37ff)]
+        );
+        assert_eq!(code(&map, 0x10_1010, 0), []);
+    }
+
+    #[test]
+    fn memory_above_the_hole_is_found_in_its_block() {
+        let map = map();
+        map.note_gpa(FOUR_GIB + 0x5008);
+        assert_eq!(
+            code(&map, FOUR_GIB + 0x5000, 8),
+            [(0x8000_5000, 0x8000_5007)]
+        );
+        map.note_gpa(FOUR_GIB + 0x3fff_f000);
+        assert_eq!(
+            code(&map, FOUR_GIB + 0x3fff_fff0, 64),
+            [(0xbfff_fff0, 0xbfff_ffff)]
+        );
+    }
+
+    #[test]
+    fn what_is_not_ram_is_ignored() {
+        let map = map();
+        map.note(BASE - 0x1000);
+        map.note(BASE + 0xc000_0000);
+        map.note_gpa(0xf_0000);
+        map.note_gpa(0x9000_0000);
+        assert!(map
+            .bits
+            .iter()
+            .all(|word| word.load(Ordering::Relaxed) == 0));
+        assert_eq!(code(&map, 0xa_0000, 0x1000), []);
+        assert_eq!(code(&map, u64::MAX, usize::MAX), []);
+    }
 }

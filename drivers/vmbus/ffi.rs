@@ -56,8 +56,7 @@ unsafe extern "C" {
     pub(crate) fn hv_rs_cpu_to_node(cpu: c_uint) -> c_int;
     pub(crate) fn hv_rs_alloc_pages(node: c_int, order: c_uint, quiet: bool)
         -> *mut bindings::page;
-    pub(crate) fn hv_rs_split_page(page: *mut bindings::page, order: c_uint);
-    pub(crate) fn hv_rs_free_page(page: *mut bindings::page);
+    pub(crate) fn hv_rs_free_pages(page: *mut bindings::page, order: c_uint);
     pub(crate) fn hv_rs_page_pfn(page: *mut bindings::page) -> u64;
     pub(crate) fn hv_rs_page_address(page: *mut bindings::page) -> *mut c_void;
     pub(crate) fn hv_rs_vmap(pages: *mut *mut bindings::page, count: c_uint) -> *mut c_void;

@@ -38,7 +38,7 @@ impl SharedPage {
         let address = NonNull::new(unsafe { ffi::hv_rs_page_address(page.as_ptr()) }.cast());
         let Some(address) = address else {
             // SAFETY: `page` is owned.
-            unsafe { ffi::hv_rs_free_page(page.as_ptr()) };
+            unsafe { ffi::hv_rs_free_pages(page.as_ptr(), 0) };
             return Err(ENOMEM);
         };
         // INVARIANT: As just established.
@@ -60,16 +60,18 @@ impl SharedPage {
 impl Drop for SharedPage {
     fn drop(&mut self) {
         // SAFETY: `page` is owned by the type's invariant.
-        unsafe { ffi::hv_rs_free_page(self.page.as_ptr()) };
+        unsafe { ffi::hv_rs_free_pages(self.page.as_ptr(), 0) };
     }
 }
 
 /// Zeroed pages that need not be contiguous. Freed on drop.
 ///
 /// # Invariants
-/// All pages are owned and valid.
+/// All pages are valid; they are those of `blocks`, which are owned, in order.
 pub(crate) struct SharedPages {
     pages: KVVec<*mut bindings::page>,
+    /// First page and order, as they were allocated.
+    blocks: KVVec<(*mut bindings::page, u32)>,
 }
 
 // SAFETY: Pages belong to no thread.
@@ -82,13 +84,18 @@ impl SharedPages {
     pub(crate) fn new(node: i32, count: usize) -> Result<Self> {
         let mut this = Self {
             pages: KVVec::with_capacity(count, GFP_KERNEL)?,
+            blocks: KVVec::new(),
         };
-        let mut order = count.checked_ilog2().unwrap_or(0).min(bindings::MAX_PAGE_ORDER);
+        let mut order = count
+            .checked_ilog2()
+            .unwrap_or(0)
+            .min(bindings::MAX_PAGE_ORDER);
         while this.pages.len() < count {
             let left = count - this.pages.len();
             while order > 0 && 1 << order > left {
                 order -= 1;
             }
+            this.blocks.reserve(1, GFP_KERNEL)?;
             // SAFETY: No requirements; may sleep, as this may.
             let first = unsafe { ffi::hv_rs_alloc_pages(node, order, order > 0) };
             if first.is_null() {
@@ -98,12 +105,9 @@ impl SharedPages {
                 order -= 1;
                 continue;
             }
-            if order > 0 {
-                // SAFETY: The block was just allocated, not compound; from here on its pages are freed one by one.
-                unsafe { ffi::hv_rs_split_page(first, order) };
-            }
+            // INVARIANT: The block is owned; room for it and its pages was reserved.
+            this.blocks.push((first, order), GFP_KERNEL)?;
             for i in 0..1usize << order {
-                // INVARIANT: Each page of the block is owned. The capacity was reserved above.
                 // SAFETY: The `struct page`s of a block are adjacent.
                 this.pages.push(unsafe { first.add(i) }, GFP_KERNEL)?;
             }
@@ -149,9 +153,9 @@ impl SharedPages {
 
 impl Drop for SharedPages {
     fn drop(&mut self) {
-        for &page in &self.pages {
-            // SAFETY: The page is owned by the type's invariant.
-            unsafe { ffi::hv_rs_free_page(page) };
+        for &(first, order) in &self.blocks {
+            // SAFETY: The block is owned by the type's invariant, and of this order.
+            unsafe { ffi::hv_rs_free_pages(first, order) };
         }
     }
 }

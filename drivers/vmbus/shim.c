@@ -160,14 +160,9 @@ struct page *hv_rs_alloc_pages(int node, unsigned int order, bool quiet)
 	return alloc_pages_node(node, gfp, order);
 }
 
-void hv_rs_split_page(struct page *page, unsigned int order)
+void hv_rs_free_pages(struct page *page, unsigned int order)
 {
-	split_page(page, order);
-}
-
-void hv_rs_free_page(struct page *page)
-{
-	__free_page(page);
+	__free_pages(page, order);
 }
 
 u64 hv_rs_page_pfn(struct page *page)

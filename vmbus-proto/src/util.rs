@@ -258,7 +258,7 @@ mod tests {
     fn attack_made_up_and_repeated_ids() {
         let mut t = table(4);
         let a = t.insert(1).unwrap();
-        for id in [0, 5, u64::MAX, 1 << 32, a | 1 << 63, a + 1, 0xffff_ffff] {
+        for id in [0, 5, u64::MAX, 1 << 32, a | (1 << 63), a + 1, 0xffff_ffff] {
             assert_eq!(t.remove(id), Err(UnknownId(id)), "{id:#x}");
             assert_eq!(t.get(id), None);
         }

@@ -531,9 +531,18 @@ impl Vm {
     /// # Errors
     /// When not all are answered within a minute, or one is missed.
     pub fn beats(&self, count: u32) -> Result<HeartbeatStatus> {
+        self.paced_beats(count, 0)
+    }
+
+    /// As [`Vm::beats`], one each `every_ms` milliseconds: the guest has time to go to sleep in between, so that each takes
+    /// an interrupt.
+    ///
+    /// # Errors
+    /// See [`Vm::beats`].
+    pub fn paced_beats(&self, count: u32, every_ms: u64) -> Result<HeartbeatStatus> {
         let mut host = self.host();
         let before = host.heartbeat()?;
-        host.heartbeat_burst(count, 0)?;
+        host.heartbeat_burst(count, every_ms)?;
         let wanted = before.answered + u64::from(count);
         host.wait(Until::Beats { count: wanted }, COMMAND_LIMIT)
             .context("heartbeats were not answered")?;

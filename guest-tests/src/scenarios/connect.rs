@@ -11,6 +11,9 @@ use crate::Drivers;
 /// Every version that the in-tree driver speaks.
 pub const VERSIONS: [&str; 7] = ["4.0", "4.1", "5.0", "5.1", "5.2", "5.3", "6.0"];
 
+/// Between heartbeats that shall take an interrupt each.
+pub const PACE_MS: u64 = 20;
+
 pub fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();
     for version in VERSIONS {
@@ -101,7 +104,7 @@ fn cpus_in_turn(ctx: &Ctx, cpus: u32) -> Result<()> {
             }
             equal("target CPU in sysfs", vm.read(&cpu_file)?, cpu.to_string())?;
             let before = hyperv_interrupts(vm)?;
-            let status = vm.beats(beats)?;
+            let status = vm.paced_beats(beats, PACE_MS)?;
             longest = longest.max(status.max_rtt_us.unwrap_or(0));
             let after = hyperv_interrupts(vm)?;
             let here = after[cpu as usize] - before[cpu as usize];

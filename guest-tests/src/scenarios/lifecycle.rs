@@ -9,7 +9,7 @@ use anyhow::{bail, ensure, Context, Result};
 use guest_agent::Command as Ask;
 use hvctl::{Client, ConnectionState, Until};
 
-use super::connect::{devices_are_there, hyperv_interrupts};
+use super::connect::{devices_are_there, hyperv_interrupts, PACE_MS};
 use crate::runner::{equal, Ctx, Scenario};
 use crate::vm::{Vm, BOOT_LIMIT, IC_DEVICES, SOON};
 use crate::Drivers;
@@ -358,7 +358,7 @@ fn hotplug(ctx: &Ctx) -> Result<()> {
         let before = hyperv_interrupts(vm)?;
         for cpu in 1..CPUS {
             vm.write(&cpu_file, &cpu.to_string())?;
-            vm.beats(20)?;
+            vm.paced_beats(20, PACE_MS)?;
         }
         let after = hyperv_interrupts(vm)?;
         for cpu in 1..CPUS as usize {
@@ -388,7 +388,7 @@ fn move_channels(ctx: &Ctx) -> Result<()> {
             }
         }
         let before = hyperv_interrupts(vm)?;
-        vm.beats(50)?;
+        vm.paced_beats(50, PACE_MS)?;
         let after = hyperv_interrupts(vm)?;
         ensure!(after[0] - before[0] >= 25, "the interrupts of 50 heartbeats did not come to CPU 0");
         for cpu in 1..CPUS {

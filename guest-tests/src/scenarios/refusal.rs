@@ -57,13 +57,15 @@ fn c_bus(ctx: &Ctx) -> Result<()> {
     config.both_stacks = true;
     ctx.connected(config, |vm| {
         vm.beats(5)?;
-        for _ in 0..3 {
+        for turn in 0..3 {
             let line = refused(vm)?;
             ensure!(
                 line.contains("initcall_blacklist=hv_acpi_init"),
                 "the line does not say what to do: {line}"
             );
-            ctx.figure(format!("{line:?}"));
+            if turn == 0 {
+                ctx.figure(format!("{line:?}"));
+            }
         }
         // Nothing else changed: the C stack goes on, and can come and go.
         vm.beats(20)?;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{bail, ensure, Context, Result};
 use guest_agent::Entry;
 
+use super::connect::PACE_MS;
 use crate::runner::{equal, Ctx, Scenario};
 use crate::vm::Vm;
 use crate::Drivers;
@@ -153,7 +154,7 @@ fn counters(ctx: &Ctx) -> Result<()> {
         let events = format!("channels/{relid}/events");
         let before = (number(&interrupts)?, number(&events)?);
         let sent = vm.host().channel("heartbeat")?.counters.interrupts;
-        vm.beats(50)?;
+        vm.paced_beats(50, PACE_MS)?;
         let after = (number(&interrupts)?, number(&events)?);
         let sent = vm.host().channel("heartbeat")?.counters.interrupts - sent;
         ensure!(
@@ -253,9 +254,16 @@ fn both<T>(ctx: &Ctx, look: impl Fn(&Vm) -> Result<T>) -> Result<(T, T)> {
 }
 
 fn same_lsvmbus(ctx: &Ctx) -> Result<()> {
-    for options in ["", "-v", "-vv"] {
-        // The path of a device in sysfs and the ids are part of the output: both must be the same.
-        let (rust, c) = both(ctx, |vm| vm.sh(&format!("lsvmbus {options}")))?;
+    const OPTIONS: [&str; 3] = ["", "-v", "-vv"];
+    // The path of a device in sysfs and the ids are part of the output: both must be the same.
+    let (rust, c) = both(ctx, |vm| {
+        OPTIONS
+            .iter()
+            .map(|options| vm.sh(&format!("lsvmbus {options}")))
+            .collect()
+    })?;
+    let (rust, c): (Vec<String>, Vec<String>) = (rust, c);
+    for ((options, rust), c) in OPTIONS.iter().zip(rust).zip(c) {
         equal(
             &format!("output of lsvmbus {options} (Rust, expected: C)"),
             rust,

@@ -13,6 +13,9 @@ use anyhow::{Context, Result};
 
 use crate::{Drivers, Env, Vm, VmConfig};
 
+/// What a test does.
+type Run = Arc<dyn Fn(&Ctx) -> Result<()> + Send + Sync>;
+
 /// One test.
 #[derive(Clone)]
 pub struct Scenario {
@@ -20,7 +23,7 @@ pub struct Scenario {
     pub name: String,
     /// One line for `--list`.
     pub about: String,
-    run: Arc<dyn Fn(&Ctx) -> Result<()> + Send + Sync>,
+    run: Run,
 }
 
 impl Scenario {

@@ -14,8 +14,9 @@ use crate::device::{Control, Device, DeviceInfo, DeviceIo, RefTime, TICKS_PER_MS
 
 /// Hyper-V's interval (`hv_util.c`, above `heartbeat_onchannelcallback`).
 const INTERVAL_MS: u64 = 2000;
-/// In a burst without an interval, how long an answer may take before the next beat is sent all the same.
-const BURST_PATIENCE_MS: u64 = 1000;
+/// How long an answer may take before its beat counts as missed, and before the next beat of a burst without an
+/// interval is sent all the same.
+const PATIENCE_MS: u64 = 1000;
 
 struct Outstanding {
     id: u64,
@@ -61,8 +62,15 @@ impl Heartbeat {
     /// Whether the beat was sent (or cannot be sent at all).
     fn beat(&mut self, io: &mut DeviceIo<'_>) -> bool {
         let now = io.now();
-        // A beat whose answer is not here when the next is sent was missed.
-        for old in self.outstanding.iter_mut().filter(|o| !o.missed) {
+        // A beat whose answer is not here when the next is sent was missed, unless the next comes soon: on a
+        // busy machine a guest may not run for some hundred milliseconds.
+        let late = |o: &&mut Outstanding| now.saturating_sub(o.sent) >= PATIENCE_MS * TICKS_PER_MS;
+        for old in self
+            .outstanding
+            .iter_mut()
+            .filter(|o| !o.missed)
+            .filter(late)
+        {
             old.missed = true;
             self.counts.missed += 1;
         }
@@ -111,7 +119,7 @@ impl Heartbeat {
             // The interval starts anew, so that a beat of the burst has its time to be answered.
             self.schedule_next(io.now());
         } else {
-            let wait = if every == 0 { BURST_PATIENCE_MS } else { every };
+            let wait = if every == 0 { PATIENCE_MS } else { every };
             self.next_burst = Some(io.now() + wait.saturating_mul(TICKS_PER_MS));
         }
     }
@@ -239,7 +247,7 @@ impl Device for Heartbeat {
                     self.burst_beat(io);
                 } else {
                     let wait = if burst.every_ms == 0 {
-                        BURST_PATIENCE_MS
+                        PATIENCE_MS
                     } else {
                         burst.every_ms
                     };

@@ -182,6 +182,7 @@ api! {
     fn qemu_get_aio_context() -> *mut c_void;
     fn aio_bh_schedule_oneshot_full(*mut c_void, Callback, *mut c_void, *const c_char);
     fn vm_start();
+    fn qemu_tcg_mttcg_enabled() -> bool;
     fn qemu_get_cpu(c_int) -> *mut c_void;
     fn cpus_get_elapsed_ticks() -> i64;
     /// Address space, address, length (in and out), whether for writing, attributes.

@@ -285,10 +285,13 @@ unsafe extern "C" fn on_insn(index: c_uint, userdata: *mut c_void, return_addres
     let (Some(host), Some(site)) = (plugin.host.get(), Site::unpack(userdata)) else {
         return;
     };
-    let Some(vcpu) = VCPU.with(|vcpu| *vcpu.borrow()) else {
+    let Some(mut vcpu) = VCPU.with(|vcpu| *vcpu.borrow()) else {
         return;
     };
     let api = &plugin.api;
+    // With `thread=single` all vCPUs share this thread.
+    // SAFETY: the vCPU that executes exists.
+    vcpu.cpu = unsafe { (api.qemu_get_cpu)(index as i32) };
     match perform(api, &vcpu, &host.hypervisor, VpIndex(index), site.kind) {
         Then::Original => (),
         Then::Skip => {

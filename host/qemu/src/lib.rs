@@ -257,6 +257,10 @@ unsafe extern "C" fn on_machine_done(_: *mut Notifier, _: *mut c_void) {
 }
 
 fn start(plugin: &'static Plugin) -> Result<Host, String> {
+    // SAFETY: no arguments; valid once the accelerator is configured, as it is now.
+    if plugin.vp_count > 1 && !unsafe { (plugin.api.qemu_tcg_mttcg_enabled)() } {
+        return Err("more than one vCPU needs -accel tcg,thread=multi, and no -icount".to_owned());
+    }
     let machine = Arc::new(QemuMachine::new(
         plugin.api,
         plugin.variables,

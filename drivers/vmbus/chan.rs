@@ -30,12 +30,12 @@ use vmbus_proto::{
 };
 
 use crate::{
-    log::Show,
     channel::{CallbackMode, OpenParams},
     connection::{vp_index, Connection, CONNECT_CPU},
     device::Device,
     ffi,
     hypercall::Wait,
+    log::Show,
     open::{Callback, OpenCore},
     sync::{new_irq_lock, Event, IrqLock},
     sysfs::ChannelDir,
@@ -251,8 +251,7 @@ impl Chan {
     fn share(&self, core: &OpenCore) -> Result {
         let id = self.conn.new_gpadl_id();
         let (bytes, pfns) = core.memory();
-        let messages =
-            GpadlMessages::new(self.relid(), id, 0, bytes, pfns).map_err(|_| EINVAL)?;
+        let messages = GpadlMessages::new(self.relid(), id, 0, bytes, pfns).map_err(|_| EINVAL)?;
         self.waiter.expect();
         self.machine
             .lock()
@@ -273,7 +272,11 @@ impl Chan {
         match self.answer("GPADL_HEADER")? {
             Action::RingShared => Ok(()),
             Action::RingRefused(status) => {
-                pr_err!("channel {}: the host refuses the rings: {:?}\n", Show(self.relid()), status);
+                pr_err!(
+                    "channel {}: the host refuses the rings: {:?}\n",
+                    Show(self.relid()),
+                    status
+                );
                 Err(EIO)
             }
             _ => Err(EIO),
@@ -298,7 +301,11 @@ impl Chan {
         match self.answer("OPEN_CHANNEL")? {
             Action::Opened => Ok(()),
             Action::OpenRefused(status) => {
-                pr_err!("channel {}: the host refuses to open it: {:?}\n", Show(self.relid()), status);
+                pr_err!(
+                    "channel {}: the host refuses to open it: {:?}\n",
+                    Show(self.relid()),
+                    status
+                );
                 Err(EIO)
             }
             _ => Err(EIO),
@@ -378,7 +385,9 @@ impl Chan {
 
     fn wrong_state(e: WrongState) -> Error {
         match e.0 {
-            machine::State::Rescinded | machine::State::Released | machine::State::Detached => ENODEV,
+            machine::State::Rescinded | machine::State::Released | machine::State::Detached => {
+                ENODEV
+            }
             _ => EIO,
         }
     }
@@ -447,7 +456,8 @@ impl Chan {
     // the object go. The tasklet is outside of that: it is killed after the grace period, when nobody schedules it.
 
     fn publish(&self, core: &Arc<OpenCore>) {
-        self.core_ptr.store(ptr::from_ref(&**core).cast_mut(), Ordering::Release);
+        self.core_ptr
+            .store(ptr::from_ref(&**core).cast_mut(), Ordering::Release);
     }
 
     /// Stops callbacks, and waits for those in progress.
@@ -474,8 +484,10 @@ impl Chan {
             return;
         };
         // Statistics: only this CPU counts, but for the moment when the channel moves.
-        self.interrupts
-            .store(self.interrupts.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.interrupts.store(
+            self.interrupts.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Relaxed,
+        );
         match core.callback.mode {
             CallbackMode::Isr => {
                 core.run_handler();
@@ -509,7 +521,12 @@ impl Chan {
 
     /// Takes the channel apart, on a queue where no channel waits for another.
     pub(crate) fn queue_remove(self: &Arc<Self>) {
-        let _ = self.conn.queues.remove.queue().enqueue::<_, 1>(self.clone());
+        let _ = self
+            .conn
+            .queues
+            .remove
+            .queue()
+            .enqueue::<_, 1>(self.clone());
     }
 
     fn add(self: &Arc<Self>) {
@@ -524,7 +541,13 @@ impl Chan {
                     // SAFETY: The device was just registered.
                     let channels = unsafe { ChannelDir::new(device, self) };
                     let channels = channels
-                        .inspect_err(|e| pr_err!("{}: no channels in sysfs: {}\n", Show(self.offer.instance_id), e.to_errno()))
+                        .inspect_err(|e| {
+                            pr_err!(
+                                "{}: no channels in sysfs: {}\n",
+                                Show(self.offer.instance_id),
+                                e.to_errno()
+                            )
+                        })
                         .ok();
                     *registered = Some(Registered { device, channels });
                 }

@@ -330,7 +330,12 @@ impl Sender<'_> {
     /// # Errors
     /// [`SendError::Full`]: try later, when the host has made room. Others: for good.
     #[doc(alias = "vmbus_sendpacket")]
-    pub fn send_inband(&self, payload: &[u8], transaction_id: u64, completion: bool) -> Result<(), SendError> {
+    pub fn send_inband(
+        &self,
+        payload: &[u8],
+        transaction_id: u64,
+        completion: bool,
+    ) -> Result<(), SendError> {
         self.core
             .send(|ring| ring.send_in_band(payload, transaction_id, completion))
     }
@@ -340,7 +345,8 @@ impl Sender<'_> {
     /// # Errors
     /// As for [`send_inband`](Self::send_inband).
     pub fn send_completion(&self, transaction_id: u64, payload: &[u8]) -> Result<(), SendError> {
-        self.core.send(|ring| ring.send_completion(transaction_id, payload))
+        self.core
+            .send(|ring| ring.send_completion(transaction_id, payload))
     }
 
     /// Writes packets of any kind with `write`, which runs with interrupts off; all of them become visible to the host

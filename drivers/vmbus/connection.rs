@@ -317,8 +317,14 @@ impl Connection {
 
     /// Connects: offers the host versions, newest first, until it takes one. Process context.
     pub(crate) fn connect(&self) -> Result {
-        let first = self.machine.lock().start().map_err(|_| EINVAL)?;
-        self.negotiate(first)
+        let first = self.machine.lock().start();
+        match first {
+            Ok(first) => self.negotiate(first),
+            Err(e) => {
+                pr_err!("Unable to connect to host: {}\n", Show(e));
+                Err(EINVAL)
+            }
+        }
     }
 
     fn negotiate(&self, first: Post) -> Result {
@@ -517,7 +523,9 @@ impl Connection {
         match action {
             Action::Channel => match message {
                 HostMessage::OfferChannel(offer) => return self.defer(Control::Offer(offer)),
-                HostMessage::RescindChannelOffer(_) => return self.defer(Control::Rescind(message)),
+                HostMessage::RescindChannelOffer(_) => {
+                    return self.defer(Control::Rescind(message))
+                }
                 _ => self.on_channel_answer(&message),
             },
             Action::OffersDelivered => return self.defer(Control::AllOffers),

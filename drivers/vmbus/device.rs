@@ -4,8 +4,7 @@
 
 use core::{marker::PhantomData, mem::offset_of, ptr::NonNull};
 use kernel::{
-    bindings,
-    device,
+    bindings, device,
     prelude::*,
     sync::{
         aref::AlwaysRefCounted,
@@ -43,10 +42,7 @@ pub struct RawDevice {
 /// # Invariants
 /// A valid, initialised [`RawDevice`].
 #[repr(transparent)]
-pub struct Device<Ctx: device::DeviceContext = device::Normal>(
-    Opaque<RawDevice>,
-    PhantomData<Ctx>,
-);
+pub struct Device<Ctx: device::DeviceContext = device::Normal>(Opaque<RawDevice>, PhantomData<Ctx>);
 
 impl<Ctx: device::DeviceContext> Device<Ctx> {
     /// The device that embeds `dev`.
@@ -118,7 +114,10 @@ impl<'a> Device<device::Core<'a>> {
 impl Device<device::Normal> {
     /// Registers a device for `chan` with the driver core, which may probe a driver at once. Returns a reference that
     /// [`unregister`](Self::unregister) wants back. Process context, sleeps.
-    pub(crate) fn register(chan: Arc<Chan>, parent: *mut bindings::device) -> Result<NonNull<Self>> {
+    pub(crate) fn register(
+        chan: Arc<Chan>,
+        parent: *mut bindings::device,
+    ) -> Result<NonNull<Self>> {
         let instance = chan.offer.instance_id;
         let raw = KBox::new(
             RawDevice {

@@ -278,10 +278,7 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
 impl<T: Driver> Adapter<T> {
     /// # Safety
     /// `dev` is being bound to this driver; `id` is null or points into `T::ID_TABLE`.
-    unsafe fn probe_callback(
-        dev: &Device<device::CoreInternal<'_>>,
-        id: *const RawId,
-    ) -> Result {
+    unsafe fn probe_callback(dev: &Device<device::CoreInternal<'_>>, id: *const RawId) -> Result {
         // SAFETY: By the requirement.
         let info = unsafe { compat::id_info(T::ID_TABLE, id.cast::<DeviceId>()) };
         let data = T::probe(dev, info);
@@ -322,7 +319,12 @@ pub(crate) unsafe extern "C" fn match_callback(
     drv: *const bindings::device_driver,
 ) -> c_int {
     // SAFETY: By the requirement; the driver core keeps both during the call.
-    let (vdev, vdrv) = unsafe { (Device::<device::Normal>::from_core(dev), RawDriver::from_core(drv)) };
+    let (vdev, vdrv) = unsafe {
+        (
+            Device::<device::Normal>::from_core(dev),
+            RawDriver::from_core(drv),
+        )
+    };
     // SAFETY: As above.
     match unsafe { crate::ffi::hv_rs_match_driver_override(dev, drv) } {
         0 => 0,
@@ -352,9 +354,6 @@ pub(crate) unsafe extern "C" fn probe_callback(dev: *mut bindings::device) -> c_
         if let Err(e) = result {
             // A channel that the driver opened and forgot must not outlive the failed probe.
             vdev.close_channels();
-            if !vdev.is_rescinded() {
-                dev_err!(vdev.as_ref(), "probe failed: {}\n", e.to_errno());
-            }
             return Err(e);
         }
         Ok(0)
@@ -395,7 +394,10 @@ unsafe fn pm(dev: *mut bindings::device, callback: fn(&RawDriver) -> Option<PmFn
     }
     // SAFETY: By the requirement.
     let (vdev, vdrv) = unsafe {
-        (Device::<device::CoreInternal<'_>>::from_core(dev), RawDriver::from_core(drv))
+        (
+            Device::<device::CoreInternal<'_>>::from_core(dev),
+            RawDriver::from_core(drv),
+        )
     };
     from_result(|| {
         if let Some(callback) = callback(vdrv) {

@@ -117,7 +117,9 @@ fn check() -> Result<ffi::Features> {
         return Err(EBUSY);
     }
     if features.root_partition && !features.nested {
-        pr_err!("not loaded: this is the root partition, which has no VMBus client; nothing to do\n");
+        pr_err!(
+            "not loaded: this is the root partition, which has no VMBus client; nothing to do\n"
+        );
         return Err(ENODEV);
     }
     if features.isolated {
@@ -129,7 +131,9 @@ fn check() -> Result<ffi::Features> {
 
 impl Vmbus {
     #[allow(clippy::type_complexity)]
-    fn start(module: &'static ThisModule) -> Result<(
+    fn start(
+        module: &'static ThisModule,
+    ) -> Result<(
         Session,
         CpuCallbacks,
         Interrupt,
@@ -144,8 +148,9 @@ impl Vmbus {
         };
         // Dropped in reverse order when a later step fails.
         let conn = Connection::new(features, max)?;
-        let platform = platform::Registration::new(&conn, module)
-            .inspect_err(|_| pr_err!("not loaded: the firmware has no VMBus device; nothing to do\n"))?;
+        let platform = platform::Registration::new(&conn, module).inspect_err(|_| {
+            pr_err!("not loaded: the firmware has no VMBus device; nothing to do\n")
+        })?;
         let bus = bus::Registration::new()?;
         Connection::set_global(&conn);
         // SAFETY: The handler stays until `Interrupt` is dropped.

@@ -95,7 +95,11 @@ pub(crate) fn post_message(
             delay_us *= 2;
         }
     }
-    pr_err!("posting a message failed {} times: {:?}\n", POST_TRIES, last);
+    pr_err!(
+        "posting a message failed {} times: {:?}\n",
+        POST_TRIES,
+        last
+    );
     Err(if last == HvStatus::INVALID_CONNECTION_ID {
         PostError::NoConnection
     } else {

@@ -118,7 +118,9 @@ impl SharedPages {
     /// Page frame numbers, in order.
     pub(crate) fn pfns(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
         // SAFETY: The pages are valid by the type's invariant.
-        self.pages.iter().map(|&p| unsafe { ffi::hv_rs_page_pfn(p) })
+        self.pages
+            .iter()
+            .map(|&p| unsafe { ffi::hv_rs_page_pfn(p) })
     }
 
     pub(crate) fn len(&self) -> usize {

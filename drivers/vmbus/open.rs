@@ -17,11 +17,11 @@ use vmbus_proto::{
 };
 
 use crate::{
-    log::{pr_warn_limited, Show},
     chan::Chan,
     channel::{CallbackMode, OpenParams, Receiver, RecvError, SendError},
     connection::Connection,
     hypercall,
+    log::{pr_warn_limited, Show},
     memory::{RingMap, SharedPages, PAGE},
     ring::RingView,
     sync::{new_irq_lock, IrqLock},
@@ -100,7 +100,10 @@ unsafe impl Send for OpenCore {}
 
 fn bump(counter: &AtomicU64) {
     // Statistics: a lost count does no harm, an atomic addition costs.
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(1),
+        Ordering::Relaxed,
+    );
 }
 
 impl OpenCore {
@@ -415,7 +418,12 @@ impl PinnedDrop for OpenCore {
     fn drop(self: Pin<&mut Self>) {
         let this = self.project();
         // SAFETY: Dropped here and nowhere else.
-        let (maps, pages) = unsafe { (ManuallyDrop::take(this.maps), ManuallyDrop::take(this.pages)) };
+        let (maps, pages) = unsafe {
+            (
+                ManuallyDrop::take(this.maps),
+                ManuallyDrop::take(this.pages),
+            )
+        };
         drop(maps);
         if !this.held.load(Ordering::Acquire) {
             drop(pages);

@@ -123,7 +123,14 @@ unsafe extern "C" fn probe(pdev: *mut bindings::platform_device) -> c_int {
     }
     let mut windows = KVec::<Window>::new();
     // SAFETY: By the requirement; `windows` is what the callbacks take, and stays during the call.
-    let ret = unsafe { ffi::hv_rs_walk_windows(pdev, add_window, ptr::from_mut(&mut windows).cast(), has_windows) };
+    let ret = unsafe {
+        ffi::hv_rs_walk_windows(
+            pdev,
+            add_window,
+            ptr::from_mut(&mut windows).cast(),
+            has_windows,
+        )
+    };
     if ret != 0 {
         return ret;
     }
@@ -140,7 +147,11 @@ unsafe extern "C" fn add_window(ctx: *mut c_void, start: u64, end: u64) {
     if end < LOWEST || end < start {
         return;
     }
-    let end = if start < VTPM && end >= VTPM { VTPM - 1 } else { end };
+    let end = if start < VTPM && end >= VTPM {
+        VTPM - 1
+    } else {
+        end
+    };
     if windows.push(Window { start, end }, GFP_KERNEL).is_err() {
         pr_warn!("no memory to note an MMIO window\n");
     }

@@ -99,7 +99,9 @@ impl RingMemory for RingView {
         }
         // SAFETY: The source is mapped, as just checked. The host may write it meanwhile: then the copy holds rubbish, which
         // is all that can happen. `out` is ours alone.
-        unsafe { ptr::copy_nonoverlapping(self.data.add(offset as usize), out.as_mut_ptr(), out.len()) };
+        unsafe {
+            ptr::copy_nonoverlapping(self.data.add(offset as usize), out.as_mut_ptr(), out.len())
+        };
     }
 
     #[inline]
@@ -109,7 +111,9 @@ impl RingMemory for RingView {
             return;
         }
         // SAFETY: The destination is mapped, as just checked; no reference to it exists.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.data.add(offset as usize), bytes.len()) };
+        unsafe {
+            ptr::copy_nonoverlapping(bytes.as_ptr(), self.data.add(offset as usize), bytes.len())
+        };
     }
 
     #[inline]
@@ -119,7 +123,8 @@ impl RingMemory for RingView {
             return 0;
         }
         // SAFETY: Mapped, as just checked, and aligned.
-        unsafe { AtomicU64::from_ptr(self.data.add(offset as usize).cast()) }.load(Ordering::Relaxed)
+        unsafe { AtomicU64::from_ptr(self.data.add(offset as usize).cast()) }
+            .load(Ordering::Relaxed)
     }
 
     #[inline]
@@ -129,6 +134,7 @@ impl RingMemory for RingView {
             return;
         }
         // SAFETY: Mapped, as just checked, and aligned.
-        unsafe { AtomicU64::from_ptr(self.data.add(offset as usize).cast()) }.store(value, Ordering::Relaxed);
+        unsafe { AtomicU64::from_ptr(self.data.add(offset as usize).cast()) }
+            .store(value, Ordering::Relaxed);
     }
 }

@@ -104,7 +104,8 @@ impl CpuSynic {
         let slot = self.message_slot();
         // SAFETY: The slot is inside the page; atomic, as the hypervisor fills it concurrently. Acquire: the rest of the
         // message was written before its type.
-        let message_type = unsafe { core::sync::atomic::AtomicU32::from_ptr(slot.cast()) }.load(Ordering::Acquire);
+        let message_type =
+            unsafe { core::sync::atomic::AtomicU32::from_ptr(slot.cast()) }.load(Ordering::Acquire);
         if message_type == MessageType::NONE.0 {
             return None;
         }
@@ -121,12 +122,13 @@ impl CpuSynic {
         let slot = self.message_slot();
         // SAFETY: The type comes first in the slot. SeqCst: the slot is empty before the pending flag is read; the
         // hypervisor sets the flag before it looks at the slot again.
-        let emptied = unsafe { core::sync::atomic::AtomicU32::from_ptr(slot.cast()) }.compare_exchange(
-            message.header.message_type.0,
-            MessageType::NONE.0,
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        );
+        let emptied = unsafe { core::sync::atomic::AtomicU32::from_ptr(slot.cast()) }
+            .compare_exchange(
+                message.header.message_type.0,
+                MessageType::NONE.0,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            );
         if emptied.is_err() {
             return;
         }
@@ -225,7 +227,9 @@ impl Synic {
             // INVARIANT: `raw` is from a pinned box. Release pairs with the acquire in `cpu`.
             slot.store(raw, Ordering::Release);
         }
-        self.cpu(cpu).ok_or(EINVAL)?.enable(self.vector, self.auto_eoi);
+        self.cpu(cpu)
+            .ok_or(EINVAL)?
+            .enable(self.vector, self.auto_eoi);
         Ok(())
     }
 

@@ -31,7 +31,11 @@ unsafe extern "C" {
     safe fn hv_rs_bus_groups() -> *mut *const bindings::attribute_group;
     safe fn hv_rs_drv_groups() -> *mut *const bindings::attribute_group;
     safe fn hv_rs_dev_groups() -> *mut *const bindings::attribute_group;
-    fn hv_rs_channel_add(kobj: *mut bindings::kobject, parent: *mut bindings::kset, number: u32) -> c_int;
+    fn hv_rs_channel_add(
+        kobj: *mut bindings::kobject,
+        parent: *mut bindings::kset,
+        number: u32,
+    ) -> c_int;
     fn hv_rs_channel_del(kobj: *mut bindings::kobject);
     fn hv_rs_channels_kset(dev: *mut bindings::device) -> *mut bindings::kset;
 }
@@ -75,7 +79,11 @@ unsafe fn name<'a>(name: *const c_char) -> &'a [u8] {
 #[no_mangle]
 unsafe extern "C" fn hv_rs_bus_show(_name: *const c_char, buf: *mut c_char) -> isize {
     // SAFETY: By the requirement.
-    unsafe { emit(buf, |out| line!(out, "{}", u32::from(ffi::hv_rs_hibernation_supported()))) }
+    unsafe {
+        emit(buf, |out| {
+            line!(out, "{}", u32::from(ffi::hv_rs_hibernation_supported()))
+        })
+    }
 }
 
 /// `new_id` and `remove_id`: a GUID.
@@ -90,7 +98,12 @@ unsafe extern "C" fn hv_rs_driver_store(
     count: usize,
 ) -> isize {
     // SAFETY: By the requirement.
-    let (file, text) = unsafe { (name(file), core::slice::from_raw_parts(buf.cast::<u8>(), count)) };
+    let (file, text) = unsafe {
+        (
+            name(file),
+            core::slice::from_raw_parts(buf.cast::<u8>(), count),
+        )
+    };
     // SAFETY: By the requirement; sysfs keeps the driver during the call.
     let driver = unsafe { RawDriver::from_core(drv) };
     let store = || -> Result {
@@ -125,7 +138,10 @@ unsafe extern "C" fn hv_rs_driver_store(
 #[no_mangle]
 unsafe extern "C" fn hv_rs_device_has_monitor(dev: *mut bindings::device) -> bool {
     // SAFETY: By the requirement.
-    unsafe { Device::<device::Normal>::from_core(dev) }.chan().monitor().is_some()
+    unsafe { Device::<device::Normal>::from_core(dev) }
+        .chan()
+        .monitor()
+        .is_some()
 }
 
 /// # Safety
@@ -153,7 +169,9 @@ fn show_device(chan: &Arc<Chan>, file: &[u8], out: &mut Formatter<'_>) -> Result
         b"vendor" => line!(out, "{:#x}", VENDOR),
         b"device" => line!(out, "{:#x}", chan.class.device_type.0),
         // SAFETY: The CPU exists.
-        b"numa_node" => line!(out, "{}", unsafe { ffi::hv_rs_cpu_to_node(chan.target_cpu()) }),
+        b"numa_node" => line!(out, "{}", unsafe {
+            ffi::hv_rs_cpu_to_node(chan.target_cpu())
+        }),
         b"monitor_id" => line!(out, "{}", offer.monitor_id),
         b"channel_vp_mapping" => {
             for c in &chan.conn.channels()? {
@@ -190,7 +208,8 @@ fn show_monitor(chan: &Chan, to_host: bool, what: &[u8], out: &mut Formatter<'_>
         (
             AtomicU32::from_ptr(page.add(position.pending_offset()).cast()).load(Ordering::Relaxed),
             AtomicU16::from_ptr(page.add(position.latency_offset()).cast()).load(Ordering::Relaxed),
-            AtomicU32::from_ptr(page.add(position.parameter_offset()).cast()).load(Ordering::Relaxed),
+            AtomicU32::from_ptr(page.add(position.parameter_offset()).cast())
+                .load(Ordering::Relaxed),
         )
     };
     match what {
@@ -262,10 +281,12 @@ impl ChannelDir {
             GFP_KERNEL,
         )?;
         // SAFETY: By the requirement; a `Device` starts with its `struct device`.
-        let kset = NonNull::new(unsafe { hv_rs_channels_kset(dev.as_ptr().cast()) }).ok_or(ENOMEM)?;
+        let kset =
+            NonNull::new(unsafe { hv_rs_channels_kset(dev.as_ptr().cast()) }).ok_or(ENOMEM)?;
         let channel = KBox::into_raw(object);
         // SAFETY: The object is zeroed and ours; from here on it is released by its reference count.
-        let ret = unsafe { hv_rs_channel_add(&raw mut (*channel).kobj, kset.as_ptr(), chan.relid().0) };
+        let ret =
+            unsafe { hv_rs_channel_add(&raw mut (*channel).kobj, kset.as_ptr(), chan.relid().0) };
         if let Err(e) = to_result(ret) {
             // SAFETY: The set was just made.
             unsafe { bindings::kset_unregister(kset.as_ptr()) };

@@ -60,7 +60,11 @@ impl<T: Send> Waiter<T> {
         {
             waited += WARN_SECONDS;
             if waited >= GIVE_UP_SECONDS {
-                pr_err!("the host has not answered {} for {} s, giving up\n", what, waited);
+                pr_err!(
+                    "the host has not answered {} for {} s, giving up\n",
+                    what,
+                    waited
+                );
                 break;
             }
             pr_warn!("the host has not answered {} for {} s\n", what, waited);

@@ -85,7 +85,11 @@ unsafe extern "C" fn read<T: ReadClock>(data: *const c_void, ns: *mut u64) -> c_
 ///
 /// `data` must be what `read` expects until the clock is unregistered.
 #[inline(never)]
-unsafe fn register(name: &'static CStr, read: ffi::PtpRead, data: *const c_void) -> Result<*mut ffi::Ptp> {
+unsafe fn register(
+    name: &'static CStr,
+    read: ffi::PtpRead,
+    data: *const c_void,
+) -> Result<*mut ffi::Ptp> {
     // SAFETY: `name` is a C string; the rest by the requirement of this function.
     from_err_ptr(unsafe { ffi::hv_rs_ptp_register(name.as_ptr().cast(), read, data) })
 }

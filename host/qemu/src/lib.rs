@@ -257,6 +257,8 @@ unsafe extern "C" fn on_machine_done(_: *mut Notifier, _: *mut c_void) {
 }
 
 fn start(plugin: &'static Plugin) -> Result<Host, String> {
+    // Without parallel vCPUs QEMU compiles the index of the translating vCPU into blocks that all
+    // of them execute (`plugin-gen.c`, `gen_cpu_index`), so that we would serve the wrong one.
     // SAFETY: no arguments; valid once the accelerator is configured, as it is now.
     if plugin.vp_count > 1 && !unsafe { (plugin.api.qemu_tcg_mttcg_enabled)() } {
         return Err("more than one vCPU needs -accel tcg,thread=multi, and no -icount".to_owned());

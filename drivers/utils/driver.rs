@@ -13,10 +13,7 @@ use hv_vmbus::{
     driver::{DeviceId, Driver, IdTable},
     services::ptp::PtpClock,
 };
-use kernel::{
-    device::Core,
-    prelude::*,
-};
+use kernel::{device::Core, prelude::*};
 use vmbus_proto::class;
 
 /// The services that this driver has.

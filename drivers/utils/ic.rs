@@ -4,19 +4,12 @@
 
 use core::marker::PhantomPinned;
 use hv_vmbus::{
-    channel::{
-        CallbackMode, Channel, Handler, Open, OpenParams, PacketKind, Receiver, SendError,
-    },
+    channel::{CallbackMode, Channel, Handler, Open, OpenParams, PacketKind, Receiver, SendError},
     device::Device,
     log::Show,
     ratelimited,
 };
-use kernel::{
-    device::Core,
-    new_spinlock,
-    prelude::*,
-    sync::SpinLock,
-};
+use kernel::{device::Core, new_spinlock, prelude::*, sync::SpinLock};
 use vmbus_proto::ic::{Negotiated, Outcome};
 
 /// Size of each ring in bytes, header page included (C: `HV_UTIL_RING_SEND_SIZE`: 12 KiB and the header).
@@ -93,11 +86,20 @@ impl<S: Service> Handler for Callback<S> {
         // ring empty.
         while let Ok(Some(packet)) = rx.next() {
             let PacketKind::InBand = packet.kind else {
-                ratelimited!(pr_err, "{} IC: packet of another kind than in-band\n", S::NAME);
+                ratelimited!(
+                    pr_err,
+                    "{} IC: packet of another kind than in-band\n",
+                    S::NAME
+                );
                 continue;
             };
             let Some(message) = message.get_mut(..packet.payload.len()) else {
-                ratelimited!(pr_err, "{} IC: packet of {} bytes\n", S::NAME, packet.payload.len());
+                ratelimited!(
+                    pr_err,
+                    "{} IC: packet of {} bytes\n",
+                    S::NAME,
+                    packet.payload.len()
+                );
                 continue;
             };
             message.copy_from_slice(packet.payload);

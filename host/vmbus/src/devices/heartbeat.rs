@@ -18,6 +18,9 @@ const INTERVAL_MS: u64 = 2000;
 /// interval is sent all the same.
 const PATIENCE_MS: u64 = 1000;
 
+/// Beats whose answers are recognised. Rings of 12 KiB, as Linux has, hold 128 of them.
+const MAX_OUTSTANDING: usize = 4096;
+
 struct Outstanding {
     id: u64,
     sequence: u64,
@@ -74,9 +77,10 @@ impl Heartbeat {
             old.missed = true;
             self.counts.missed += 1;
         }
-        // Answers that come late are still recognised; older ones are forgotten.
-        if self.outstanding.len() >= 64 {
-            self.outstanding.remove(0);
+        // Answers that come late are still recognised. More than fit in rings of the usual size are not kept.
+        if self.outstanding.len() >= MAX_OUTSTANDING {
+            let oldest = self.outstanding.remove(0);
+            self.counts.missed += u64::from(!oldest.missed);
         }
         match self
             .ic

@@ -174,6 +174,33 @@ fn bursts_go_as_fast_as_the_guest_or_as_told() {
     assert_eq!((status.sent, status.answered, status.missed), (55, 55, 0));
 }
 
+/// A guest whose processors do not run for a while answers all that waits in the ring afterwards.
+#[test]
+fn a_fast_burst_to_a_guest_that_sleeps_makes_no_violation() {
+    let (mut bench, mut channel) = bench("heartbeat", &[]);
+    let mut guest = heartbeat::Guest::new();
+    agree(&mut bench, &mut channel, |p| {
+        assert!(guest.on_packet(p).reply)
+    });
+    bench
+        .control(Command::Heartbeat {
+            interval_ms: Some(0),
+            burst: Some(Burst {
+                count: 90,
+                every_ms: 10,
+            }),
+        })
+        .expect("burst");
+    bench.pass(2000, false);
+    let served = serve(&mut bench, &mut channel, |p| {
+        assert!(guest.on_packet(p).reply)
+    });
+    assert!(served > 64, "{served}");
+    assert_eq!(bench.violations().count, 0);
+    let status = beat_status(&mut bench);
+    assert_eq!(status.sent, 91);
+}
+
 #[test]
 fn a_wrong_sequence_number_is_a_violation() {
     let (mut bench, mut channel) = bench("heartbeat", &[]);

@@ -15,6 +15,9 @@ use crate::device::{Control, Device, DeviceInfo, DeviceIo, RefTime, TICKS_PER_MS
 /// Hyper-V's interval (OpenVMM `timesync.rs`).
 const INTERVAL_MS: u64 = 5000;
 
+/// Samples whose answers are recognised. Rings of 12 KiB, as Linux has, hold some 150 of them.
+const MAX_OUTSTANDING: usize = 4096;
+
 /// The device model.
 pub(super) struct Timesync {
     ic: Ic,
@@ -92,7 +95,7 @@ impl Timesync {
             };
             self.ic.request(io, sample.as_bytes())?
         };
-        if self.outstanding.len() >= 64 {
+        if self.outstanding.len() >= MAX_OUTSTANDING {
             self.outstanding.remove(0);
         }
         self.outstanding.push(id);

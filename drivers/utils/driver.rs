@@ -4,7 +4,7 @@
 
 use crate::{
     heartbeat::Heartbeat,
-    ic::{self, Ic},
+    ic::{self, Ic, Service},
     shutdown::Shutdown,
     timesync::{HostClock, Timesync},
 };
@@ -13,7 +13,12 @@ use hv_vmbus::{
     driver::{DeviceId, Driver, IdTable},
     services::ptp::PtpClock,
 };
-use kernel::{device::Core, prelude::*};
+use kernel::{
+    device::Core,
+    new_mutex,
+    prelude::*,
+    sync::{Arc, Mutex}, //
+};
 use vmbus_proto::class;
 
 /// The services that this driver has.
@@ -37,25 +42,39 @@ hv_vmbus::vmbus_device_table!(
 /// The driver.
 pub(crate) struct UtilsDriver;
 
+/// The channel of a service: closed while the system hibernates.
+type Slot<S> = Pin<KBox<Mutex<Option<Ic<S>>>>>;
+
+fn slot<S: Service>(ic: Ic<S>) -> Result<Slot<S>> {
+    KBox::pin_init(new_mutex!(Some(ic), "hv_utils_rs::slot"), GFP_KERNEL)
+}
+
 /// A bound device. Dropping it closes the channel, and waits for what the service still does.
-#[allow(dead_code)] // Held for their drop.
 pub(crate) enum Utility {
-    Shutdown(Ic<Shutdown>),
-    // The channel is closed before the clock goes.
-    Timesync(Ic<Timesync>, Option<PtpClock<HostClock>>),
-    Heartbeat(Ic<Heartbeat>),
+    Shutdown(Slot<Shutdown>),
+    Timesync {
+        // Closed before the clock goes.
+        ic: Slot<Timesync>,
+        clock: Arc<HostClock>,
+        _ptp: Option<PtpClock<HostClock>>,
+    },
+    Heartbeat(Slot<Heartbeat>),
 }
 
 impl Utility {
     fn new(dev: &Device<Core<'_>>, kind: Kind) -> Result<Self> {
         Ok(match kind {
-            Kind::Shutdown => Self::Shutdown(ic::open(dev, Shutdown::new(dev.as_ref())?)?),
+            Kind::Shutdown => Self::Shutdown(slot(ic::open(dev, Shutdown::new(dev.as_ref())?)?)?),
             Kind::Timesync => {
                 let clock = HostClock::new()?;
                 let ptp = clock.register_ptp();
-                Self::Timesync(ic::open(dev, Timesync::new(clock)?)?, ptp)
+                Self::Timesync {
+                    ic: slot(ic::open(dev, Timesync::new(clock.clone())?)?)?,
+                    clock,
+                    _ptp: ptp,
+                }
             }
-            Kind::Heartbeat => Self::Heartbeat(ic::open(dev, Heartbeat)?),
+            Kind::Heartbeat => Self::Heartbeat(slot(ic::open(dev, Heartbeat)?)?),
         })
     }
 }
@@ -75,5 +94,26 @@ impl Driver for UtilsDriver {
         id_info
             .ok_or(ENODEV)
             .and_then(|kind| Utility::new(dev, *kind))
+    }
+    fn suspend<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Utility>) -> Result {
+        match &*this {
+            Utility::Shutdown(ic) => *ic.lock() = None,
+            Utility::Timesync { ic, .. } => *ic.lock() = None,
+            Utility::Heartbeat(ic) => *ic.lock() = None,
+        }
+        Ok(())
+    }
+
+    fn resume<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Utility>) -> Result {
+        match &*this {
+            Utility::Shutdown(ic) => {
+                *ic.lock() = Some(ic::open(dev, Shutdown::new(dev.as_ref())?)?);
+            }
+            Utility::Timesync { ic, clock, .. } => {
+                *ic.lock() = Some(ic::open(dev, Timesync::new(clock.clone())?)?);
+            }
+            Utility::Heartbeat(ic) => *ic.lock() = Some(ic::open(dev, Heartbeat)?),
+        }
+        Ok(())
     }
 }

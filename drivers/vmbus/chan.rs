@@ -56,8 +56,10 @@ unsafe impl Send for Registered {}
 #[pin_data(PinnedDrop)]
 pub(crate) struct Chan {
     pub(crate) conn: Arc<Connection>,
-    /// The offer, checked.
+    /// The first offer, checked. What may change with another offer of the device is in `machine`.
     pub(crate) offer: OfferChannel,
+    /// The number of the channel in messages.
+    relid: AtomicU32,
     pub(crate) class: &'static DeviceClass,
     /// For a subchannel: the channel that the device is registered for.
     pub(crate) primary: Option<Arc<Chan>>,
@@ -125,6 +127,7 @@ impl Chan {
             pin_init!(Self {
                 conn,
                 offer,
+                relid: AtomicU32::new(offer.relid.0),
                 class,
                 primary,
                 machine <- new_irq_lock!(machine, c"hv_vmbus_rs::Chan::machine"),
@@ -154,12 +157,19 @@ impl Chan {
     }
 
     pub(crate) fn relid(&self) -> Relid {
-        self.offer.relid
+        Relid(self.relid.load(Ordering::Relaxed))
+    }
+
+    /// The offer as it is now: after hibernation the device is offered again.
+    pub(crate) fn current_offer(&self) -> OfferChannel {
+        *self.machine.lock().offer()
     }
 
     /// The channel's place in the monitor page, if it has one.
     pub(crate) fn monitor(&self) -> Option<MonitorPosition> {
-        self.offer.monitor_id().and_then(MonitorPosition::new)
+        self.current_offer()
+            .monitor_id()
+            .and_then(MonitorPosition::new)
     }
 
     pub(crate) fn is_rescinded(&self) -> bool {
@@ -447,6 +457,36 @@ impl Chan {
             .find_map(|new| (new != cpu && self.set_cpu(new).is_ok()).then_some(()))
             .map_or_else(|| self.set_cpu(CONNECT_CPU), Ok)
             .map_err(|_| EBUSY)
+    }
+
+    // --- Hibernation. Process context.
+
+    /// Ends the channel's part in a connection that is about to end. The driver has closed it.
+    ///
+    /// # Errors
+    /// `EBUSY` when it has not.
+    pub(crate) fn detach(&self) -> Result {
+        let op = self.op.lock();
+        if op.is_some() {
+            return Err(EBUSY);
+        }
+        self.machine.lock().detach();
+        Ok(())
+    }
+
+    /// The device is on offer again.
+    pub(crate) fn offered_again(&self, offer: OfferChannel) -> Result {
+        self.machine
+            .lock()
+            .offered_again(offer)
+            .map_err(Self::wrong_state)?;
+        self.relid.store(offer.relid.0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The device did not come back.
+    pub(crate) fn set_lost(&self) {
+        self.rescinded.store(true, Ordering::Release);
     }
 
     // --- Callbacks.

@@ -252,7 +252,7 @@ impl<S: private::State> Channel<S> {
 
     /// Number of the channel.
     pub fn relid(&self) -> Relid {
-        self.chan.offer.relid
+        self.chan.relid()
     }
 
     /// CPU that the host interrupts for the channel.

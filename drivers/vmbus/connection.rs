@@ -383,8 +383,22 @@ impl Connection {
         }
     }
 
+    /// Connects again with the version of before; after `suspend`. Process context.
+    pub(crate) fn reconnect(&self) -> Result {
+        let first = self.machine.lock().restart(self.version());
+        self.negotiate(first.map_err(|_| EINVAL)?)
+    }
+
     /// Asks for the offers, and waits until they have been sent and their devices been registered. Process context.
     pub(crate) fn request_offers(&self) -> Result {
+        self.wait_for_offers()?;
+        self.queues.add.flush();
+        Ok(())
+    }
+
+    /// Asks for the offers, and waits until they have been sent and put into the table. Process context.
+    pub(crate) fn wait_for_offers(&self) -> Result {
+        self.all_offers.reset();
         let post = self.machine.lock().request_offers().map_err(|_| EINVAL)?;
         self.post_bytes(post.message.as_bytes(), Wait::Sleep)?;
         if !self
@@ -398,8 +412,12 @@ impl Connection {
         }
         // What came is in the inbox already.
         self.queues.control.flush();
-        self.queues.add.flush();
         Ok(())
+    }
+
+    /// Undoes [`close`](Self::close).
+    pub(crate) fn reopen(&self) {
+        self.closing.store(false, Ordering::Release);
     }
 
     /// Takes no more offers. What came before is still acted on.

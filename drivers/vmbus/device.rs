@@ -77,7 +77,7 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
 
     /// Number of the primary channel.
     pub fn relid(&self) -> Relid {
-        self.chan().offer.relid
+        self.chan().relid()
     }
 
     /// Data that the host attached to the offer (see [`vmbus_proto::msg::OfferChannel::user_data`]).

@@ -78,6 +78,8 @@ unsafe extern "C" {
     ) -> c_int;
     pub(crate) fn hv_rs_panic_register(nb: *mut bindings::notifier_block) -> c_int;
     pub(crate) fn hv_rs_panic_unregister(nb: *mut bindings::notifier_block);
+    pub(crate) safe fn hv_rs_syscore_register();
+    pub(crate) safe fn hv_rs_syscore_unregister();
 
     pub(crate) fn hv_rs_acpi_companion_dev(
         pdev: *mut bindings::platform_device,

@@ -8,9 +8,9 @@ use core::{
 };
 use kernel::{bindings, prelude::*, sync::Arc};
 use vmbus_proto::{
-    channel::{judge_offer, same_device, Action, OfferError, OfferPolicy, State},
+    channel::{judge_offer, same_device, Action, OfferError, OfferPolicy, State, Verdict},
     class::class_of,
-    msg::{ChannelMessage, HostMessage, OfferChannel, RelidReleased},
+    msg::{ChannelMessage, HostMessage, OfferChannel, Relid, RelidReleased},
 };
 
 use crate::{
@@ -34,11 +34,16 @@ impl Connection {
         };
         let primary = self.primary_of(&offer);
         let in_use = self
-            .slot(&offer)
+            .slot(offer.relid)
             .is_some_and(|slot| !slot.load(Ordering::Acquire).is_null());
         let state = primary.as_ref().map(|p| p.machine_state());
         let result = match judge_offer(&offer, policy, in_use, state) {
-            Ok(_) => self.add_channel(offer, primary.filter(|_| offer.is_subchannel())),
+            Ok(Verdict::Primary | Verdict::AfterOlder) => self.add_channel(offer, None),
+            Ok(Verdict::Subchannel) => self.add_channel(offer, primary),
+            Ok(Verdict::Again) => primary.map_or(Err(EINVAL), |chan| {
+                chan.offered_again(offer)?;
+                self.map(&chan)
+            }),
             Err(e) => {
                 pr_warn_limited!("{}: {}\n", Show(offer.instance_id), Show(e));
                 if !matches!(e, OfferError::BadRelid(_) | OfferError::RelidInUse(_)) {
@@ -61,8 +66,36 @@ impl Connection {
         }
     }
 
-    fn slot(&self, offer: &OfferChannel) -> Option<&AtomicPtr<Chan>> {
-        self.table.get(offer.relid.0 as usize)
+    fn slot(&self, relid: Relid) -> Option<&AtomicPtr<Chan>> {
+        self.table.get(relid.0 as usize)
+    }
+
+    /// Lets interrupts and answers find `chan`.
+    fn map(&self, chan: &Arc<Chan>) -> Result {
+        let slot = self.slot(chan.relid()).ok_or(EINVAL)?;
+        let word = chan.relid().0 as usize / 64;
+        self.words
+            .fetch_max((word + 1).min(EVENT_WORDS), Ordering::AcqRel);
+        // The table's reference; given back by `unmap`.
+        slot.store(Arc::into_raw(chan.clone()).cast_mut(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Undoes [`map`](Self::map), and waits until interrupt handlers do not use the channel.
+    fn unmap(&self, chan: &Arc<Chan>) {
+        let Some(slot) = self.slot(chan.relid()) else {
+            return;
+        };
+        let mine = Arc::as_ptr(chan).cast_mut();
+        if slot
+            .compare_exchange(mine, ptr::null_mut(), Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+        {
+            // SAFETY: May sleep.
+            unsafe { bindings::synchronize_rcu() };
+            // SAFETY: The reference that `map` put into the table.
+            drop(unsafe { Arc::from_raw(mine.cast_const()) });
+        }
     }
 
     /// The primary channel of the device that `offer` is of; the latest, when an older one is being removed.
@@ -76,18 +109,13 @@ impl Connection {
     }
 
     fn add_channel(self: &Arc<Self>, offer: OfferChannel, primary: Option<Arc<Chan>>) -> Result {
-        let slot = self.slot(&offer).ok_or(EINVAL)?;
         // The CPU stays online until the channel is in the list, where `cpu_offline` finds it.
         let cpus = crate::cpus::read_lock();
         let cpu = self.best_cpu(class_of(&offer.class_id).perf, primary.as_deref());
         let chan = Chan::new(self.clone(), offer, primary, cpu)?;
         self.list.lock().push(chan.clone(), GFP_KERNEL)?;
         drop(cpus);
-        let word = offer.relid.0 as usize / 64;
-        self.words
-            .fetch_max((word + 1).min(EVENT_WORDS), Ordering::AcqRel);
-        // The table's reference; given back by `forget`.
-        slot.store(Arc::into_raw(chan.clone()).cast_mut(), Ordering::Release);
+        self.map(&chan)?;
         if chan.primary.is_some() {
             chan.skip_add();
         } else {
@@ -144,18 +172,7 @@ impl Connection {
 
     /// Takes a closed channel out of the table and the list, and waits until interrupt handlers do not use it.
     pub(crate) fn forget(&self, chan: &Arc<Chan>) {
-        if let Some(slot) = self.slot(&chan.offer) {
-            let mine = Arc::as_ptr(chan).cast_mut();
-            if slot
-                .compare_exchange(mine, ptr::null_mut(), Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
-            {
-                // SAFETY: May sleep.
-                unsafe { bindings::synchronize_rcu() };
-                // SAFETY: The reference that `add_channel` put into the table.
-                drop(unsafe { Arc::from_raw(mine.cast_const()) });
-            }
-        }
+        self.unmap(chan);
         self.list.lock().retain(|c| !Arc::ptr_eq(c, chan));
     }
 
@@ -183,6 +200,51 @@ impl Connection {
             }
             return Ok(copy);
         }
+    }
+
+    /// Before hibernation: ends the connection, keeping the devices. Their drivers have closed the channels. Process
+    /// context.
+    ///
+    /// # Errors
+    /// `EBUSY` when a driver has not; `EIO` when the host does not let go.
+    pub(crate) fn suspend(&self) -> Result {
+        self.close();
+        self.queues.control.flush();
+        self.queues.add.flush();
+        self.queues.remove.flush();
+        for chan in &self.channels()? {
+            chan.detach().inspect_err(|_| {
+                pr_err!("{} is open still\n", Show(chan.offer.instance_id));
+            })?;
+            self.unmap(chan);
+        }
+        self.unload();
+        if self.shared.load(Ordering::Acquire) {
+            return Err(EIO);
+        }
+        Ok(())
+    }
+
+    /// After hibernation, or when it was given up: connects again, with the version of before, and finds the devices
+    /// among the offers. Process context.
+    ///
+    /// # Errors
+    /// No connection: the devices stay, but cannot be opened.
+    pub(crate) fn resume(&self) -> Result {
+        self.reopen();
+        self.reconnect()?;
+        self.wait_for_offers()?;
+        for chan in &self.channels()? {
+            if chan.machine_state() == State::Detached {
+                pr_err!(
+                    "{} is not on offer any more\n",
+                    Show(chan.offer.instance_id)
+                );
+                chan.set_lost();
+                chan.queue_remove();
+            }
+        }
+        Ok(())
     }
 
     /// Takes no more offers, and unregisters all devices. No driver is bound any more. Process context.

@@ -131,7 +131,7 @@ impl OpenCore {
             ring: Consumer::init(in_view).map_err(|_| EINVAL)?,
             buffer,
         };
-        let offer = &chan.offer;
+        let offer = chan.current_offer();
         Arc::pin_init(
             pin_init!(Self {
                 callback,
@@ -144,7 +144,7 @@ impl OpenCore {
                 conn: chan.conn.clone(),
                 relid: offer.relid,
                 connection_id: ConnectionId(offer.connection_id),
-                method: signal_method(offer, false),
+                method: signal_method(&offer, false),
                 held: AtomicBool::new(false),
                 chan: ChanStats(Arc::as_ptr(chan)),
                 send_pages: send as u32,

@@ -11,7 +11,7 @@ use kernel::{
     sync::Arc,
 };
 
-use crate::{compat, connection::Connection, ffi};
+use crate::{connection::Connection, ffi};
 
 /// Address windows below this are of no use (`vmbus_walk_resources`).
 const LOWEST: u64 = 0x10_0000;
@@ -71,7 +71,13 @@ impl Registration {
                     *to = *from as _;
                 }
             }
-            (*DRIVER.pm.get()).freeze = Some(refuse_hibernation);
+            // Hibernation only: with suspend-to-idle the connection stays, or nothing could wake the VM. The `noirq` stage, as
+            // the devices' callbacks, which come before.
+            let pm = DRIVER.pm.get();
+            (*pm).freeze_noirq = Some(suspend);
+            (*pm).thaw_noirq = Some(resume);
+            (*pm).poweroff_noirq = Some(suspend);
+            (*pm).restore_noirq = Some(resume);
             let drv = DRIVER.driver.get();
             *drv = pin_init::zeroed();
             (*drv).probe = Some(probe);
@@ -166,7 +172,16 @@ unsafe extern "C" fn has_windows(ctx: *mut c_void) -> bool {
 
 /// # Safety
 /// Called by the driver core.
-unsafe extern "C" fn refuse_hibernation(_dev: *mut bindings::device) -> c_int {
-    pr_err!("hibernation is not supported; unload the hv_*_rs modules first\n");
-    compat::eopnotsupp().to_errno()
+unsafe extern "C" fn suspend(_dev: *mut bindings::device) -> c_int {
+    Connection::global().map_or(0, |conn| {
+        conn.suspend().map_or_else(|e| e.to_errno(), |()| 0)
+    })
+}
+
+/// # Safety
+/// Called by the driver core.
+unsafe extern "C" fn resume(_dev: *mut bindings::device) -> c_int {
+    Connection::global().map_or(0, |conn| {
+        conn.resume().map_or_else(|e| e.to_errno(), |()| 0)
+    })
 }

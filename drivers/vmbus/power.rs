@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The ends of the kernel: kexec, crash, panic. The host must let go of our memory before another kernel uses it.
+//! And hibernation, as far as it concerns the boot CPU; for the rest see `Connection::suspend`.
 
 use core::ptr;
 use kernel::{
@@ -38,6 +39,7 @@ impl Handlers {
                     to_result(ffi::hv_rs_panic_register(slot))?;
                     ffi::hv_setup_kexec_handler(on_kexec);
                     ffi::hv_setup_crash_handler(on_crash);
+                    ffi::hv_rs_syscore_register();
                 }
                 Ok::<(), Error>(())
             }),
@@ -48,6 +50,7 @@ impl Handlers {
 #[pinned_drop]
 impl PinnedDrop for Handlers {
     fn drop(self: Pin<&mut Self>) {
+        ffi::hv_rs_syscore_unregister();
         ffi::hv_remove_kexec_handler();
         ffi::hv_remove_crash_handler();
         // SAFETY: Registered by `new`.
@@ -87,4 +90,22 @@ unsafe extern "C" fn on_panic(
         conn.unload_atomic();
     }
     0
+}
+
+/// # Safety
+/// Called by `shim.c` on the boot CPU, with interrupts off.
+#[no_mangle]
+unsafe extern "C" fn hv_rs_synic_suspend() -> c_int {
+    synic::disable_this_cpu();
+    0
+}
+
+/// # Safety
+/// As for `hv_rs_synic_suspend`, after it.
+#[no_mangle]
+unsafe extern "C" fn hv_rs_synic_resume() {
+    if let Some(conn) = Connection::global() {
+        // Its pages were allocated when the CPU first came online, so this cannot fail.
+        let _ = conn.synic.enable_this_cpu(ffi::hv_rs_this_cpu());
+    }
 }

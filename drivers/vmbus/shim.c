@@ -19,6 +19,7 @@
 #include <linux/platform_device.h>
 #include <linux/sched/isolation.h>
 #include <linux/spinlock.h>
+#include <linux/syscore_ops.h>
 #include <linux/sysfs.h>
 #include <linux/topology.h>
 #include <linux/vmalloc.h>
@@ -220,6 +221,38 @@ int hv_rs_panic_register(struct notifier_block *nb)
 void hv_rs_panic_unregister(struct notifier_block *nb)
 {
 	atomic_notifier_chain_unregister(&panic_notifier_list, nb);
+}
+
+/* Hibernation: the boot CPU, which does not go through CPU hotplug. With interrupts off. power.rs */
+
+int hv_rs_synic_suspend(void);
+void hv_rs_synic_resume(void);
+
+static int hv_rs_syscore_suspend(void *data)
+{
+	return hv_rs_synic_suspend();
+}
+
+static void hv_rs_syscore_resume(void *data)
+{
+	hv_rs_synic_resume();
+}
+
+static const struct syscore_ops hv_rs_syscore_ops = {
+	.suspend = hv_rs_syscore_suspend,
+	.resume = hv_rs_syscore_resume,
+};
+
+static struct syscore hv_rs_syscore = { .ops = &hv_rs_syscore_ops };
+
+void hv_rs_syscore_register(void)
+{
+	register_syscore(&hv_rs_syscore);
+}
+
+void hv_rs_syscore_unregister(void)
+{
+	unregister_syscore(&hv_rs_syscore);
 }
 
 /* ACPI */

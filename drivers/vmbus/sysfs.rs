@@ -159,7 +159,7 @@ unsafe extern "C" fn hv_rs_device_show(
 }
 
 fn show_device(chan: &Arc<Chan>, file: &[u8], out: &mut Formatter<'_>) -> Result {
-    let offer = &chan.offer;
+    let offer = chan.current_offer();
     match file {
         b"id" => line!(out, "{}", offer.relid),
         b"state" => line!(out, "{}", chan.state_number()),
@@ -364,7 +364,7 @@ fn show_channel(chan: &Chan, file: &[u8], out: &mut Formatter<'_>) -> Result {
         b"intr_out_empty" => line!(out, "{}", count(&chan.intr_out_empty)),
         b"out_full_first" => line!(out, "{}", count(&chan.out_full_first)),
         b"out_full_total" => line!(out, "{}", count(&chan.out_full_total)),
-        b"monitor_id" => line!(out, "{}", chan.offer.monitor_id),
+        b"monitor_id" => line!(out, "{}", chan.current_offer().monitor_id),
         b"subchannel_id" => line!(out, "{}", chan.offer.subchannel_index),
         _ => Err(EIO),
     }

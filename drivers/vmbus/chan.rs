@@ -77,6 +77,8 @@ pub(crate) struct Chan {
     handle: AtomicBool,
     /// Was open once.
     opened: AtomicBool,
+    /// Somebody has taken it on to remove the channel.
+    removing: AtomicBool,
     /// The open channel. Held over open, close and modify.
     #[pin]
     op: Mutex<Option<Arc<OpenCore>>>,
@@ -136,6 +138,7 @@ impl Chan {
                 target_cpu: AtomicU32::new(target_cpu),
                 handle: AtomicBool::new(false),
                 opened: AtomicBool::new(false),
+                removing: AtomicBool::new(false),
                 op <- new_mutex!(None, "hv_vmbus_rs::Chan::op"),
                 core_ptr: AtomicPtr::new(ptr::null_mut()),
                 // The argument is the channel's address, which is only known once it is pinned.
@@ -551,12 +554,27 @@ impl Chan {
         }
     }
 
+    /// Has the handler called as if the host had signalled, unless `core` is closed. Any context.
+    pub(crate) fn call_again(&self, core: &OpenCore) {
+        // The tasklet may not be scheduled once it was killed, which is a grace period after the pointer was cleared.
+        self.with_core(|open| {
+            if ptr::eq(open, core) {
+                self.tasklet.schedule();
+            }
+        });
+    }
+
     // --- Coming and going of the device. Work items.
 
     /// Registers the device, on the queue that does so in the order of the offers.
     pub(crate) fn queue_add(self: &Arc<Self>) {
         // A channel is added once, so the item cannot be queued already.
         let _ = self.conn.queues.add.queue().enqueue::<_, 0>(self.clone());
+    }
+
+    /// Claims the task of removing the channel: true once.
+    pub(crate) fn claim_removal(&self) -> bool {
+        !self.removing.swap(true, Ordering::AcqRel)
     }
 
     /// Takes the channel apart, on a queue where no channel waits for another.
@@ -602,7 +620,8 @@ impl Chan {
         self.added.signal();
     }
 
-    /// Unregisters the device, closes the channel and forgets it. Tells the host when it took the offer back.
+    /// Unregisters the device, closes the channel and forgets it. Tells the host when it took the offer back. For who has
+    /// claimed the removal.
     pub(crate) fn remove(self: &Arc<Self>) {
         // Ends: what a probe waits for ends when the channel is rescinded.
         self.added.wait();

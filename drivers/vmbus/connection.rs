@@ -78,6 +78,15 @@ pub(crate) struct Queues {
     pub(crate) remove: OwnedQueue,
 }
 
+impl Queues {
+    /// Waits until nothing is queued or runs. Nothing may be queued from outside meanwhile.
+    pub(crate) fn flush(&self) {
+        self.control.flush();
+        self.add.flush();
+        self.remove.flush();
+    }
+}
+
 /// What comes of an INITIATE_CONTACT.
 enum Contact {
     /// Try this.
@@ -358,7 +367,10 @@ impl Connection {
                     return Ok(());
                 }
                 Some(Contact::Failed(e)) => {
-                    self.shared.store(false, Ordering::Release);
+                    // A host that names a useless connection id has accepted the connection, and the pages with it.
+                    if !matches!(e, ConnectError::BadConnectionId { .. }) {
+                        self.shared.store(false, Ordering::Release);
+                    }
                     pr_err!("Unable to connect to host: {}\n", Show(e));
                     return Err(match e {
                         ConnectError::NoCommonVersion => EDOM,
@@ -542,7 +554,8 @@ impl Connection {
             Action::Channel => match message {
                 HostMessage::OfferChannel(offer) => return self.defer(Control::Offer(offer)),
                 HostMessage::RescindChannelOffer(_) => {
-                    return self.defer(Control::Rescind(message))
+                    self.on_rescind_seen(&message);
+                    return self.defer(Control::Rescind(message));
                 }
                 _ => self.on_channel_answer(&message),
             },

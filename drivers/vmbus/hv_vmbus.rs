@@ -100,6 +100,9 @@ impl Drop for Interrupt {
         ffi::hv_remove_vmbus_handler();
         Connection::clear_global();
         self.0.synic.kill_tasklets();
+        // What came after the devices were removed. The items hold references: the connection must not go from inside one of
+        // its own queues, nor the module while one runs.
+        self.0.queues.flush();
     }
 }
 
@@ -158,8 +161,9 @@ impl Vmbus {
         let interrupt = Interrupt(conn.clone());
         cpus::setup()?;
         let cpus = CpuCallbacks(());
-        conn.connect()?;
+        // Before, so that memory which the host may hold is kept when it does not answer.
         let session = Session(conn.clone());
+        conn.connect()?;
         Ok((session, cpus, interrupt, bus, platform, conn))
     }
 }

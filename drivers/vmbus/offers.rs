@@ -124,18 +124,43 @@ impl Connection {
         Ok(())
     }
 
-    /// Acts on a rescind. On the control queue, so after the offer.
-    pub(crate) fn on_rescind(&self, message: &HostMessage) {
-        let list = self.list.lock();
-        for chan in list.iter() {
-            match chan.on_host_message(message) {
-                Action::NotMine => {}
-                Action::Rescinded { .. } => return chan.queue_remove(),
-                _ => return unexpected(message.message_type()),
+    /// Tells the channel of a rescind at once, if its offer was acted on: who waits for an answer about it waits in vain,
+    /// and may hold up the control queue. Softirq context.
+    pub(crate) fn on_rescind_seen(&self, message: &HostMessage) {
+        let HostMessage::RescindChannelOffer(rescind) = message else {
+            return;
+        };
+        let _rcu = kernel::sync::rcu::read_lock();
+        if let Some(slot) = self.table.get(rescind.relid.0 as usize) {
+            // SAFETY: Null or a channel, which stays until a grace period after it is taken out of the table; this
+            // is a read-side section.
+            if let Some(chan) = unsafe { slot.load(Ordering::Acquire).as_ref() } {
+                let _ = chan.on_host_message(message);
             }
         }
-        drop(list);
-        pr_warn_limited!("rescind of a channel that is not on offer\n");
+    }
+
+    /// Acts on a rescind. On the control queue, so after the offer.
+    pub(crate) fn on_rescind(&self, message: &HostMessage) {
+        let HostMessage::RescindChannelOffer(rescind) = message else {
+            return;
+        };
+        let list = self.list.lock();
+        let Some(chan) = list.iter().rev().find(|c| {
+            c.relid() == rescind.relid
+                && !matches!(c.machine_state(), State::Released | State::Detached)
+        }) else {
+            drop(list);
+            pr_warn_limited!("rescind of a channel that is not on offer\n");
+            return;
+        };
+        // Often done already, see `on_rescind_seen`.
+        let _ = chan.on_host_message(message);
+        if chan.claim_removal() {
+            chan.queue_remove();
+        } else if !self.is_closing() {
+            unexpected(message.message_type());
+        }
     }
 
     /// Hands an answer about a channel to it. Softirq context.
@@ -241,7 +266,9 @@ impl Connection {
                     Show(chan.offer.instance_id)
                 );
                 chan.set_lost();
-                chan.queue_remove();
+                if chan.claim_removal() {
+                    chan.queue_remove();
+                }
             }
         }
         Ok(())
@@ -253,12 +280,8 @@ impl Connection {
         self.queues.control.flush();
         self.queues.add.flush();
         loop {
-            let chan = self
-                .list
-                .lock()
-                .iter()
-                .find(|c| c.machine_state() != State::Rescinded)
-                .cloned();
+            // The others are in the hands of the work queue.
+            let chan = self.list.lock().iter().find(|c| c.claim_removal()).cloned();
             let Some(chan) = chan else { break };
             chan.remove();
         }

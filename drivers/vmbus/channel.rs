@@ -14,7 +14,10 @@
 
 use core::mem::ManuallyDrop;
 use kernel::{prelude::*, sync::Arc};
-use vmbus_proto::msg::{Relid, USER_DATA_SIZE};
+use vmbus_proto::{
+    msg::{Relid, USER_DATA_SIZE},
+    ring::Producer,
+};
 
 use crate::{
     chan::Chan,
@@ -23,8 +26,9 @@ use crate::{
 };
 
 pub use vmbus_proto::{
-    packet::{Packet, PacketKind},
-    ring::{Producer, WriteError},
+    packet::{Packet, PacketFlags, PacketKind, PacketType},
+    range::GpaRangeHeader,
+    ring::{PacketWriter, WriteError},
 };
 
 /// Why a packet was not sent.
@@ -75,8 +79,59 @@ impl From<RecvError> for Error {
     }
 }
 
-/// The outgoing ring's producer, for packets that [`Sender`] has no method for.
-pub type RingProducer = Producer<RingView>;
+/// The outgoing ring's producer, for packets that [`Sender`] has no method for. See [`Sender::send_with`].
+///
+/// Only what writes packets can be reached: a driver that held the producer itself could exchange it for that of another
+/// channel, or keep its memory beyond the channel's life.
+pub struct RingProducer<'a>(&'a mut Producer<RingView>);
+
+impl RingProducer<'_> {
+    /// See [`Producer::begin`].
+    ///
+    /// # Errors
+    /// See there.
+    #[inline]
+    pub fn begin(
+        &mut self,
+        packet_type: PacketType,
+        flags: PacketFlags,
+        transaction_id: u64,
+        extra: usize,
+        payload: usize,
+    ) -> Result<PacketWriter<'_, RingView>, WriteError> {
+        self.0
+            .begin(packet_type, flags, transaction_id, extra, payload)
+    }
+
+    /// See [`Producer::send_in_band`].
+    ///
+    /// # Errors
+    /// See there.
+    #[inline]
+    pub fn send_in_band(
+        &mut self,
+        payload: &[u8],
+        transaction_id: u64,
+        completion: bool,
+    ) -> Result<(), WriteError> {
+        self.0.send_in_band(payload, transaction_id, completion)
+    }
+
+    /// See [`Producer::send_gpa_direct`].
+    ///
+    /// # Errors
+    /// See there.
+    #[inline]
+    pub fn send_gpa_direct(
+        &mut self,
+        range: GpaRangeHeader,
+        pfns: impl IntoIterator<Item = u64>,
+        payload: &[u8],
+        transaction_id: u64,
+    ) -> Result<(), WriteError> {
+        self.0.send_gpa_direct(range, pfns, payload, transaction_id)
+    }
+}
 
 /// How the bus calls a [`Handler`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -356,9 +411,9 @@ impl Sender<'_> {
     /// As for [`send_inband`](Self::send_inband).
     pub fn send_with(
         &self,
-        write: impl FnOnce(&mut RingProducer) -> Result<(), WriteError>,
+        write: impl FnOnce(&mut RingProducer<'_>) -> Result<(), WriteError>,
     ) -> Result<(), SendError> {
-        self.core.send(write)
+        self.core.send(|ring| write(&mut RingProducer(ring)))
     }
 
     /// After [`SendError::Full`]: asks the host for a signal, and so for a call of the handler, once there is room. True

@@ -65,6 +65,8 @@ pub(crate) struct OpenCore {
     /// Belongs to who set `rx_busy`.
     rx: UnsafeCell<Rx>,
     rx_busy: AtomicBool,
+    /// The handler was due while somebody else had the receiving side: who gives it back sees to it that it is called.
+    rx_missed: AtomicBool,
     /// The ring broke: no use in calling the handler again.
     broken: AtomicBool,
     out_view: RingView,
@@ -75,23 +77,13 @@ pub(crate) struct OpenCore {
     method: SignalMethod,
     /// The host may use the rings' memory: it must not be freed.
     held: AtomicBool,
-    chan: ChanStats,
+    /// A cycle of references while the channel is open; closing ends it. Senders may outlive the channel's time on the bus.
+    chan: Arc<Chan>,
     send_pages: u32,
     // Released last: the views above point into them.
     maps: ManuallyDrop<[RingMap; 2]>,
     pages: ManuallyDrop<SharedPages>,
 }
-
-/// The channel's counters.
-///
-/// # Invariants
-/// Points to the channel, which outlives its open state: who opens holds it.
-struct ChanStats(*const Chan);
-
-// SAFETY: A channel may be used from any thread.
-unsafe impl Send for ChanStats {}
-// SAFETY: A channel may be used from any thread.
-unsafe impl Sync for ChanStats {}
 
 // SAFETY: `rx` is reached by its owner alone; the rest is `Sync`.
 unsafe impl Sync for OpenCore {}
@@ -138,6 +130,7 @@ impl OpenCore {
                 tx <- new_irq_lock!(tx, c"hv_vmbus_rs::OpenCore::tx"),
                 rx: UnsafeCell::new(rx),
                 rx_busy: AtomicBool::new(false),
+                rx_missed: AtomicBool::new(false),
                 broken: AtomicBool::new(false),
                 out_view,
                 in_view,
@@ -146,7 +139,7 @@ impl OpenCore {
                 connection_id: ConnectionId(offer.connection_id),
                 method: signal_method(&offer, false),
                 held: AtomicBool::new(false),
-                chan: ChanStats(Arc::as_ptr(chan)),
+                chan: chan.clone(),
                 send_pages: send as u32,
                 maps: ManuallyDrop::new(maps),
                 pages: ManuallyDrop::new(pages),
@@ -233,8 +226,7 @@ impl OpenCore {
     }
 
     fn stats(&self) -> &Chan {
-        // SAFETY: By the type's invariant.
-        unsafe { &*self.chan.0 }
+        &self.chan
     }
 
     /// Signals the host.
@@ -293,7 +285,7 @@ impl OpenCore {
 
     /// Claims the receiving side.
     pub(crate) fn try_receiver(&self) -> Option<Receiver<'_>> {
-        if self.rx_busy.swap(true, Ordering::Acquire) {
+        if self.rx_busy.swap(true, Ordering::SeqCst) {
             return None;
         }
         // SAFETY: The receiving side was just claimed.
@@ -363,7 +355,11 @@ impl OpenCore {
     /// # Safety
     /// The caller holds the receiving side, and gives it up.
     pub(crate) unsafe fn release_receiver(&self) {
-        self.rx_busy.store(false, Ordering::Release);
+        // SeqCst: the side is free before the flag is read; `run_handler` sets the flag before it tries again.
+        self.rx_busy.store(false, Ordering::SeqCst);
+        if self.rx_missed.load(Ordering::SeqCst) && self.rx_missed.swap(false, Ordering::SeqCst) {
+            self.chan.call_again(self);
+        }
     }
 
     // --- Callbacks.
@@ -378,9 +374,17 @@ impl OpenCore {
     /// Calls the handler. Returns true when it must be called again because more came in. In the interrupt handler or the
     /// channel's tasklet, while the channel is published.
     pub(crate) fn run_handler(&self) -> bool {
-        let Some(mut rx) = self.try_receiver() else {
-            // The driver has it, and will look for itself.
-            return false;
+        let mut rx = match self.try_receiver() {
+            Some(rx) => rx,
+            None => {
+                // Somebody else has it, who may have looked for the last time. Once more, in case it was given back before
+                // the flag was set.
+                self.rx_missed.store(true, Ordering::SeqCst);
+                match self.try_receiver() {
+                    Some(rx) => rx,
+                    None => return false,
+                }
+            }
         };
         match self.callback.mode {
             CallbackMode::Isr => {

@@ -207,7 +207,7 @@ impl Drop for Host {
 
 fn work(mut engine: Engine, inbox: &Inbox) {
     loop {
-        let taken = inbox.take(engine.deadline(Instant::now()));
+        let taken = inbox.take(engine.deadline(Instant::now()), engine.has_room());
         if taken.stop {
             return;
         }

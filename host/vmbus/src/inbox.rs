@@ -171,15 +171,18 @@ impl Inbox {
         self.state.lock().unknown_signals
     }
 
-    /// Waits until there is something to do or `deadline` is over, and takes it.
-    pub(crate) fn take(&self, deadline: Instant) -> Taken {
+    /// Waits until there is something to do or `deadline` is over, and takes it. `room`: the guest may post as many
+    /// messages again; otherwise those taken go on counting, and further ones are refused in the end.
+    pub(crate) fn take(&self, deadline: Instant, room: bool) -> Taken {
         let mut state = self.state.lock();
         while state.inputs.is_empty() && state.signalled.is_empty() && !state.stop {
             if self.wake.wait_until(&mut state, deadline).timed_out() {
                 break;
             }
         }
-        state.posts = 0;
+        if room {
+            state.posts = 0;
+        }
         let mut taken = Taken {
             inputs: std::mem::take(&mut state.inputs),
             signals: Vec::new(),
@@ -275,7 +278,7 @@ mod tests {
                 "connection {id:#x}"
             );
         }
-        assert_eq!(inbox.take(now()).inputs.len(), 2);
+        assert_eq!(inbox.take(now(), true).inputs.len(), 2);
     }
 
     #[test]
@@ -285,7 +288,13 @@ mod tests {
             .filter(|_| inbox.post_message(VP, 1, 1, &[0; 240]) == 0)
             .count();
         assert_eq!(accepted, MAX_MESSAGES);
-        inbox.take(now());
+        inbox.take(now(), false);
+        assert_eq!(
+            inbox.post_message(VP, 1, 1, &[]),
+            HV_STATUS_INSUFFICIENT_BUFFERS,
+            "taken, but the answers have not gone"
+        );
+        inbox.take(now(), true);
         assert_eq!(inbox.post_message(VP, 1, 1, &[]), HV_STATUS_SUCCESS);
     }
 
@@ -307,11 +316,11 @@ mod tests {
             inbox.signal_event(VP, 5, 0),
             HV_STATUS_INVALID_CONNECTION_ID
         );
-        assert_eq!(inbox.take(now()).signals, [(Relid(5), 2)]);
-        assert!(inbox.take(now()).signals.is_empty());
+        assert_eq!(inbox.take(now(), true).signals, [(Relid(5), 2)]);
+        assert!(inbox.take(now(), true).signals.is_empty());
         inbox.signal_event(VP, 0x2005, 0);
         inbox.close(Relid(5));
-        assert!(inbox.take(now()).signals.is_empty());
+        assert!(inbox.take(now(), true).signals.is_empty());
         assert_eq!(inbox.unknown_signals(), 3);
     }
 
@@ -324,6 +333,6 @@ mod tests {
             HV_STATUS_INSUFFICIENT_BUFFERS
         );
         assert_eq!(inbox.post_message(VP, 1, 1, &[]), HV_STATUS_SUCCESS);
-        assert_eq!(inbox.take(now()).inputs.len(), 1);
+        assert_eq!(inbox.take(now(), true).inputs.len(), 1);
     }
 }

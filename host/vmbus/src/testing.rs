@@ -229,7 +229,7 @@ impl Bench {
     /// As the worker thread: takes what came in.
     pub(crate) fn run(&mut self) {
         // In the past: nothing is waited for.
-        let taken = self.inbox.take(Instant::now());
+        let taken = self.inbox.take(Instant::now(), self.engine.has_room());
         for input in taken.inputs {
             self.engine.input(input, self.now);
         }

@@ -40,6 +40,8 @@ const CLOCK_TRIES: u32 = 5;
 const POST_RETRY: Duration = Duration::from_millis(2);
 /// Packets taken from one channel before others get their turn.
 const PACKETS_PER_TURN: usize = 256;
+/// Messages that wait for the guest above which it may not post more.
+const MAX_OUTBOX: usize = 1024;
 
 struct DeviceSlot {
     device: Box<dyn Device>,
@@ -228,6 +230,11 @@ impl Engine {
         }
         self.scan_monitor(now);
         self.settle(now);
+    }
+
+    /// Whether the guest takes its answers: one that posts and reads nothing must not fill the host's memory.
+    pub(crate) fn has_room(&self) -> bool {
+        self.outbox.len() < MAX_OUTBOX
     }
 
     /// When [`Engine::tick`] has to be called next.

@@ -10,8 +10,10 @@ use hvctl::{Command, Event, Fault, RingField, RingSide, Until};
 use vmbus_proto::ic::heartbeat;
 use vmbus_proto::msg::HostMessage;
 use vmbus_proto::ring::{ControlWord, RingMemory};
+use vmbus_proto::VmbusVersion;
+use zerocopy::IntoBytes;
 
-use crate::testing::{Bench, GuestChannel, MONITOR_PAGE};
+use crate::testing::{contact, Bench, GuestChannel, MONITOR_PAGE};
 use crate::DeviceConfig;
 
 fn bench() -> (Bench, GuestChannel) {
@@ -764,4 +766,28 @@ mod fuzz {
             prop_assert_eq!(bench.violations().count, before);
         }
     }
+}
+
+#[test]
+fn a_guest_that_reads_no_answers_is_refused_before_memory_runs_out() {
+    let (mut bench, _channel) = bench();
+    let room = bench.partition.message_room.swap(0, Ordering::Relaxed);
+    // Each is answered: no such version.
+    let mut old = contact();
+    old.version = VmbusVersion(1);
+    let mut accepted = 0u32;
+    for _ in 0..20_000 {
+        let post = bench.inbox.post_message(VpIndex(0), 4, 1, old.as_bytes());
+        accepted += u32::from(post == 0);
+        bench.run();
+    }
+    assert!((1000..3000).contains(&accepted), "{accepted} accepted");
+    // When it reads again, it may post again.
+    bench.partition.message_room.store(room, Ordering::Relaxed);
+    for _ in 0..100 {
+        bench.partition.messages.lock().clear();
+        bench.pass(10, false);
+    }
+    bench.connect();
+    bench.open("heartbeat", 2);
 }

@@ -13,6 +13,8 @@ pub mod console;
 pub mod cpio;
 pub mod demo;
 pub mod env;
+pub mod interactive;
+mod launch;
 pub mod qmp;
 pub mod runner;
 pub mod scenarios;

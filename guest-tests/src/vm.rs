@@ -4,23 +4,20 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{anyhow, bail, Context, Result};
-use guest_agent::{Bytes, Command as Ask, Entry, Hello, LogLine, Output, Stamps};
+use guest_agent::{Bytes, Command as Ask, Entry, Hello, LogLine, Output, Stamps, MAX_DATA};
+use hvctl::profile::{ProfileCounts, Report, Symbols};
 use hvctl::{Client, HeartbeatStatus, Until};
-use rustix::fs::{fcntl_getfl, fcntl_setfl, mknodat, FileType, Mode, OFlags, CWD};
 
 use crate::agent::Agent;
 use crate::console::Console;
-use crate::cpio::{self, Archive};
 use crate::env::TempDir;
+use crate::launch::{qemu_args, quote, shared_dir, write_initrd, Fifo, Listener};
 use crate::qmp::Qmp;
 use crate::Env;
 
@@ -409,8 +406,62 @@ impl Vm {
     /// # Errors
     /// The guest's error, with the path.
     pub fn read(&self, path: &str) -> Result<String> {
-        let data: Bytes = self.agent.call(Ask::Read { path: path.into() }, SOON)?;
+        let data: Bytes = self.agent.call(read_from(path, 0), SOON)?;
         Ok(data.text().trim().to_owned())
+    }
+
+    /// Reads a file of any size in the guest.
+    ///
+    /// # Errors
+    /// The guest's error, with the path.
+    pub fn read_all(&self, path: &str) -> Result<Vec<u8>> {
+        let mut all = Vec::new();
+        loop {
+            let part: Bytes = self
+                .agent
+                .call(read_from(path, all.len() as u64), COMMAND_LIMIT)?;
+            all.extend_from_slice(&part.0);
+            if part.0.len() < MAX_DATA {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// The functions of the guest's kernel and of the modules that are loaded now, for profiles.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn symbols(&self) -> Result<Symbols> {
+        // Compressed in the guest: the serial port takes some hundred kilobytes a second.
+        self.sh("grep -i ' [tw] ' /proc/kallsyms | gzip -c > /tmp/kallsyms.gz")?;
+        let path = self.logs.join("kallsyms.gz");
+        fs::write(&path, self.read_all("/tmp/kallsyms.gz")?)
+            .with_context(|| path.display().to_string())?;
+        let out = Command::new("gzip")
+            .args(["-dc"])
+            .arg(&path)
+            .output()
+            .context("gzip")?;
+        if !out.status.success() {
+            bail!("gzip: {}", String::from_utf8_lossy(&out.stderr).trim());
+        }
+        Ok(Symbols::parse(&String::from_utf8_lossy(&out.stdout))?)
+    }
+
+    /// Counts the guest's instructions while `work` runs. The VM was started with `profile`.
+    ///
+    /// # Errors
+    /// That of `work`, or that the host counts no instructions.
+    pub fn profile<T>(
+        &self,
+        symbols: &Symbols,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Report)> {
+        self.host().call(hvctl::Command::ProfileMark)?;
+        let value = work()?;
+        let counts = self.host().call(hvctl::Command::ProfileRead)?;
+        let counts: ProfileCounts = serde_json::from_value(counts).context("profile-read")?;
+        Ok((value, symbols.report(&counts)?))
     }
 
     /// Writes a file in the guest.
@@ -631,65 +682,6 @@ impl Drop for Vm {
     }
 }
 
-/// Boots a guest with its console on this process's terminal, loads the drivers when told to, and waits for its end.
-/// The terminal is set back afterwards.
-///
-/// # Errors
-/// See [`Vm::boot`].
-pub fn interactive(env: &Env, config: VmConfig, load: bool) -> Result<()> {
-    let _terminal = Terminal::save();
-    let vm = Vm::boot(
-        env,
-        VmConfig {
-            interactive: true,
-            ..config
-        },
-    )?;
-    if !vm.config.plain {
-        println!("\r\ncontrol socket: {}\r", vm.control().display());
-    }
-    println!(
-        "logs: {}\r\nleave with exit or poweroff\r",
-        vm.logs.display()
-    );
-    if load {
-        if let Err(err) = vm.load_drivers() {
-            // The shell stays: this is where one wants to look around.
-            println!(
-                "loading the {} drivers: {err:#}\r",
-                vm.config.drivers.name()
-            );
-        }
-    }
-    vm.wait_end()
-}
-
-/// Sets the terminal back to what it was: QEMU, killed or not, must not leave it in raw mode.
-struct Terminal(Option<String>);
-
-impl Terminal {
-    fn save() -> Self {
-        let out = Command::new("stty")
-            .arg("-g")
-            .stdin(Stdio::inherit())
-            .stderr(Stdio::null())
-            .output();
-        let state = out.ok().filter(|out| out.status.success());
-        Self(state.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned()))
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        if let Some(state) = &self.0 {
-            let _ = Command::new("stty")
-                .arg(state)
-                .stdin(Stdio::inherit())
-                .status();
-        }
-    }
-}
-
 /// The integration services that the host offers and `hv_utils` serves.
 pub const IC_DEVICES: [&str; 3] = ["heartbeat", "shutdown", "timesync"];
 
@@ -712,6 +704,13 @@ pub fn unix_now() -> Duration {
         .unwrap_or_default()
 }
 
+fn read_from(path: &str, offset: u64) -> Ask {
+    Ask::Read {
+        path: path.into(),
+        offset,
+    }
+}
+
 /// How a program ended, in words.
 pub fn describe(out: &Output) -> String {
     let how = match (out.killed, out.rc, out.signal) {
@@ -721,228 +720,4 @@ pub fn describe(out: &Output) -> String {
     };
     let text = [out.stderr.text(), out.stdout.text()].concat();
     format!("{how}: {}", text.trim())
-}
-
-/// A socket that QEMU connects to when it starts.
-struct Listener {
-    path: PathBuf,
-    accepted: Receiver<std::io::Result<UnixStream>>,
-}
-
-impl Listener {
-    fn new(path: &Path) -> Result<Self> {
-        let listener = UnixListener::bind(path).with_context(|| path.display().to_string())?;
-        let (tx, accepted) = mpsc::channel();
-        thread::spawn(move || tx.send(listener.accept().map(|(stream, _)| stream)));
-        Ok(Self {
-            path: path.to_owned(),
-            accepted,
-        })
-    }
-
-    fn accept(self, child: &mut Child) -> Result<UnixStream> {
-        let end = Instant::now() + SOON;
-        loop {
-            // QEMU either connects within milliseconds or ends with a message; its end is no event of
-            // this channel, so it is looked at now and then.
-            match self.accepted.recv_timeout(Duration::from_millis(100)) {
-                Ok(stream) => return stream.context("accept"),
-                Err(_) => {
-                    if let Some(status) = child.try_wait()? {
-                        bail!("QEMU ended with {status}");
-                    }
-                    if Instant::now() > end {
-                        bail!("QEMU did not connect to {}", self.path.display());
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// A directory for sockets that is seen from outside of the build tree as well, so that hvctl reaches the host from
-/// another terminal.
-fn shared_dir(env: &Env) -> Result<TempDir> {
-    let free = (1..)
-        .map(|number| env.state.join(format!("vm{number}")))
-        // A socket file outlives its QEMU when that was killed; nobody answers then.
-        .find(|dir| UnixStream::connect(dir.join("control.sock")).is_err());
-    let dir = free.context("no name for a directory left")?;
-    // sun_path of struct sockaddr_un, with its terminating zero.
-    const LONGEST: usize = 107;
-    if dir.join("console.sock").as_os_str().len() > LONGEST {
-        bail!(
-            "{} is too long for a socket; use a shorter XDG_CACHE_HOME",
-            dir.display()
-        );
-    }
-    TempDir::at(dir)
-}
-
-/// The console's way out of QEMU. A named pipe, because it takes a million bytes before it is full: the guest's console
-/// driver waits 10 ms for a serial port that does not take more, and then drops what it has to say.
-struct Fifo(fs::File);
-
-impl Fifo {
-    fn new(path: &Path) -> Result<Self> {
-        let context = || path.display().to_string();
-        mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).with_context(context)?;
-        // Opens at once although nobody writes yet, and lets QEMU open it for writing at once.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file =
-            fs::File::from(rustix::fs::open(path, flags, Mode::empty()).with_context(context)?);
-        // The most that is allowed without privileges by default (/proc/sys/fs/pipe-max-size).
-        rustix::pipe::fcntl_setpipe_size(&file, 1 << 20).with_context(context)?;
-        Ok(Self(file))
-    }
-
-    /// For reading with waiting. Only when there is a writer, else the first read ends it.
-    fn into_reader(self) -> Result<fs::File> {
-        let flags = fcntl_getfl(&self.0)?;
-        fcntl_setfl(&self.0, flags - OFlags::NONBLOCK)?;
-        Ok(self.0)
-    }
-}
-
-/// Base archive and overlay, one after the other; the kernel unpacks both.
-fn write_initrd(env: &Env, config: &VmConfig, to: &Path) -> Result<()> {
-    let mut bytes = read(&env.base)?;
-    cpio::pad(&mut bytes);
-    let mut overlay = Archive::default();
-    overlay.file("/init", 0o755, &read(&env.agent)?);
-    for name in ["poweroff", "reboot", "halt"] {
-        overlay.link(&format!("/sbin/{name}"), "/init");
-    }
-    if config.drivers != Drivers::C || config.both_stacks || config.interactive {
-        overlay.dir(RUST_MODULES);
-        for item in fs::read_dir(&env.modules).with_context(|| env.modules.display().to_string())? {
-            let path = item?.path();
-            if path.extension().is_some_and(|ext| ext == "ko") {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                overlay.file(&format!("{RUST_MODULES}/{name}"), 0o644, &read(&path)?);
-            }
-        }
-    }
-    bytes.extend_from_slice(&overlay.finish());
-    fs::write(to, bytes).with_context(|| to.display().to_string())
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| path.display().to_string())
-}
-
-/// A path as the value of a QEMU option, where a comma separates and is doubled to stand for itself.
-fn option(path: &Path) -> String {
-    path.display().to_string().replace(',', ",,")
-}
-
-fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Vec<String> {
-    let mut args: Vec<String> = Vec::new();
-    let mut add = |words: &[&str]| args.extend(words.iter().map(|&word| word.to_owned()));
-    let socket = |name: &str| {
-        format!(
-            "socket,id={name},path={}",
-            option(&dir.join(format!("{name}.sock")))
-        )
-    };
-    let kernel = config.kernel.as_ref().unwrap_or(&env.kernel);
-
-    let mut cmdline = vec!["console=ttyS0", "panic=0", "ignore_loglevel"];
-    if config.drivers != Drivers::C {
-        cmdline.push("initcall_blacklist=hv_acpi_init");
-    }
-    if config.interactive {
-        cmdline.push("hv.shell");
-    }
-    cmdline.extend(config.cmdline.iter().map(String::as_str));
-
-    add(&["-nodefaults", "-no-user-config", "-display", "none"]);
-    add(&[
-        "-machine",
-        "pc",
-        "-accel",
-        "tcg,thread=multi",
-        "-cpu",
-        "max,la57=off",
-    ]);
-    // As on a Hyper-V machine that does not offer hibernation (the default there).
-    if !config.s4 {
-        add(&["-global", "PIIX4_PM.disable_s4=1"]);
-    }
-    add(&[
-        "-smp",
-        &config.smp.to_string(),
-        "-m",
-        &config.memory.to_string(),
-    ]);
-    add(&["-kernel", &kernel.display().to_string()]);
-    add(&["-initrd", &dir.join("initrd").display().to_string()]);
-    add(&["-append", &cmdline.join(" ")]);
-    if config.interactive {
-        // Ctrl-C belongs to the guest.
-        let log = option(&logs.join("console.log"));
-        add(&[
-            "-chardev",
-            &format!("stdio,id=console,signal=off,logfile={log}"),
-        ]);
-    } else {
-        add(&[
-            "-chardev",
-            &format!("file,id=console,path={}", option(&dir.join("console"))),
-        ]);
-        // A guest that powered off or died stays to be looked at; the harness ends QEMU.
-        add(&["-action", "shutdown=pause"]);
-    }
-    add(&["-serial", "chardev:console"]);
-    add(&["-chardev", &socket("agent"), "-serial", "chardev:agent"]);
-    add(&[
-        "-chardev",
-        &socket("qmp"),
-        "-mon",
-        "chardev=qmp,mode=control",
-    ]);
-    for disk in &config.disks {
-        add(&[
-            "-drive",
-            &format!("file={},if=virtio,format=raw", option(disk)),
-        ]);
-    }
-    if config.network {
-        add(&["-nic", "user,model=virtio-net-pci"]);
-    }
-    if !config.plain {
-        add(&["-acpitable", &format!("file={}", option(&env.ssdt))]);
-        let mut plugin = format!(
-            "{},control={},log={}",
-            option(&env.plugin),
-            option(&dir.join("control.sock")),
-            option(&logs.join("host.log"))
-        );
-        if let Some(version) = &config.vmbus {
-            plugin.push_str(&format!(",vmbus={version}"));
-        }
-        if !config.devices.is_empty() {
-            let list = config.devices.join("+").replace(',', ",,");
-            plugin.push_str(&format!(",devices={list}"));
-        }
-        if config.profile {
-            plugin.push_str(",profile=on");
-        }
-        add(&["-plugin", &plugin]);
-    }
-    args.extend(config.qemu_args.iter().cloned());
-    args
-}
-
-/// A command line that can be pasted into a shell.
-fn quote(args: &[String]) -> String {
-    let safe = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+".contains(c);
-    let one = |arg: &String| {
-        if !arg.is_empty() && arg.chars().all(safe) {
-            arg.clone()
-        } else {
-            format!("'{}'", arg.replace('\'', r"'\''"))
-        }
-    };
-    args.iter().map(one).collect::<Vec<_>>().join(" ")
 }

@@ -3,7 +3,7 @@
 //! Files and directory trees of the guest.
 
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -17,13 +17,18 @@ const MAX_IN_TREE: u64 = 64 * 1024;
 const MAX_ENTRIES: usize = 20_000;
 
 /// Reads a file; files of procfs and sysfs tell no size, so it is read to the end or the limit.
-pub fn read(path: &str) -> Result<Bytes> {
-    read_up_to(Path::new(path), MAX_DATA as u64).with_context(|| path.to_owned())
+pub fn read(path: &str, offset: u64) -> Result<Bytes> {
+    read_up_to(Path::new(path), offset, MAX_DATA as u64).with_context(|| path.to_owned())
 }
 
-fn read_up_to(path: &Path, limit: u64) -> std::io::Result<Bytes> {
+fn read_up_to(path: &Path, offset: u64, limit: u64) -> std::io::Result<Bytes> {
+    let mut file = fs::File::open(path)?;
+    // Not all files of sysfs can seek; none needs to for its beginning.
+    if offset > 0 {
+        file.seek(SeekFrom::Start(offset))?;
+    }
     let mut data = Vec::new();
-    fs::File::open(path)?.take(limit).read_to_end(&mut data)?;
+    file.take(limit).read_to_end(&mut data)?;
     Ok(Bytes(data))
 }
 
@@ -81,7 +86,7 @@ fn walk(dir: &Path, prefix: &str, depth: u32, entries: &mut Vec<Entry>) -> Resul
         } else if meta.is_file() {
             entry.kind = "file".into();
             if entry.mode & 0o444 != 0 {
-                match read_up_to(&item.path(), MAX_IN_TREE) {
+                match read_up_to(&item.path(), 0, MAX_IN_TREE) {
                     Ok(data) => entry.data = Some(data),
                     Err(err) => entry.err = Some(err.to_string()),
                 }
@@ -141,6 +146,7 @@ mod tests {
         assert_eq!(all[4].data, Some(Bytes::from("7\n")));
         assert_eq!(tree(root, 1).unwrap().len(), 3);
         assert!(tree("/no/such/dir", 1).is_err());
+        assert_eq!(read(&format!("{root}/id"), 1).unwrap(), Bytes::from("\n"));
         fs::remove_dir_all(dir).unwrap();
     }
 }

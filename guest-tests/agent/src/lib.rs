@@ -94,10 +94,13 @@ pub enum Command {
         /// Kill it first instead of waiting for its own end.
         kill: bool,
     },
-    /// Reads a file whole and answers with [`Bytes`].
+    /// Reads a file and answers with [`Bytes`], at most [`MAX_DATA`] of them: an answer that is shorter is at the end.
     Read {
         /// Absolute path.
         path: String,
+        /// Where to begin.
+        #[serde(default)]
+        offset: u64,
     },
     /// Writes a file in one `write` call (as sysfs wants it). Answers with null.
     Write {

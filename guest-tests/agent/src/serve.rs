@@ -159,7 +159,7 @@ fn serve(command: Command, kept: &Kept) -> Result<Value> {
                 .ok_or_else(|| anyhow!("no program {handle}"))?;
             json!(if kill { running.kill() } else { running.wait() }?)
         }
-        Command::Read { path } => json!(files::read(&path)?),
+        Command::Read { path, offset } => json!(files::read(&path, offset)?),
         Command::Write { path, data, append } => {
             files::write(&path, &data, append)?;
             Value::Null

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use guest_tests::{demo, vm, Drivers, Env, VmConfig};
+use guest_tests::{demo, interactive, Drivers, Env, VmConfig};
 
 /// Boot a stock Debian kernel under the emulated Hyper-V host and show the VMBus drivers at work.
 #[derive(Parser)]
@@ -54,7 +54,7 @@ fn run(args: &Args) -> Result<bool> {
     let passed = demo::run(&env, &options);
     if args.shell && passed {
         println!("\nA guest for you:");
-        vm::interactive(
+        interactive::run(
             &env,
             VmConfig::new("demo-shell", drivers).smp(args.smp),
             true,

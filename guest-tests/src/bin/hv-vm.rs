@@ -101,5 +101,5 @@ fn run(args: Args) -> Result<()> {
         qemu_args: args.qemu_args,
         ..VmConfig::new("vm", args.drivers)
     };
-    guest_tests::vm::interactive(&env, config, !args.no_load)
+    guest_tests::interactive::run(&env, config, !args.no_load)
 }

@@ -32,17 +32,24 @@ pub struct Cost {
     pub interrupts: f64,
     /// Round trip, the longest, in microseconds of the host's clock.
     pub longest_us: u64,
+    /// Guest instructions per heartbeat in the bus driver.
+    pub bus_instructions: f64,
+    /// Guest instructions per heartbeat in the driver of the utilities.
+    pub utils_instructions: f64,
 }
 
 impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "version agreed after {:.1} ms, offers after {:.1} ms; per heartbeat {:.2} hypercalls, {:.2} interrupts, longest {} us",
+            "version agreed after {:.1} ms, offers after {:.1} ms; per heartbeat {:.2} hypercalls, {:.2} interrupts, \
+             {:.0} instructions in the bus driver, {:.0} in the utilities, longest {} us",
             self.to_version_us as f64 / 1e3,
             self.to_offers_us as f64 / 1e3,
             self.hypercalls,
             self.interrupts,
+            self.bus_instructions,
+            self.utils_instructions,
             self.longest_us
         )
     }
@@ -54,10 +61,11 @@ pub const TRACE_INIT: &str = "initcall_debug";
 fn cost(ctx: &Ctx) -> Result<()> {
     let beats = ctx.count(2000, 200);
     let measure = |drivers: Drivers| {
-        let config = ctx
+        let mut config = ctx
             .config_for(drivers.name(), drivers)
             .smp(2)
             .cmdline(TRACE_INIT);
+        config.profile = true;
         ctx.connected(config, |vm| measure(vm, beats))
     };
     let (rust, c) = (measure(Drivers::Rust)?, measure(Drivers::C)?);
@@ -73,17 +81,48 @@ fn cost(ctx: &Ctx) -> Result<()> {
     )
 }
 
-/// Measures a guest that was booted with [`TRACE_INIT`] and has its drivers loaded.
+/// Measures a guest that was booted with [`TRACE_INIT`] and profiling, and has its drivers loaded.
 fn measure(vm: &Vm, beats: u32) -> Result<Cost> {
     let (to_version_us, to_offers_us) = init_times(vm)?;
-    let (hypercalls, interrupts, longest_us) = heartbeat_cost(vm, beats)?;
+    let symbols = vm.symbols()?;
+    let ((hypercalls, interrupts, longest_us), report) =
+        vm.profile(&symbols, || heartbeat_cost(vm, beats))?;
+    let bus: u64 = match vm.config.drivers {
+        // Built in: its functions among those of the kernel image.
+        Drivers::C => report
+            .functions
+            .iter()
+            .filter(|((module, name), _)| module == hvctl::profile::KERNEL && is_c_bus(name))
+            .map(|(_, count)| count)
+            .sum(),
+        _ => report.module("hv_vmbus_rs"),
+    };
+    let utils = report.module("hv_utils") + report.module("hv_utils_rs");
     Ok(Cost {
         to_version_us,
         to_offers_us,
         hypercalls,
         interrupts,
         longest_us,
+        bus_instructions: bus as f64 / f64::from(beats),
+        utils_instructions: utils as f64 / f64::from(beats),
     })
+}
+
+/// Functions of the in-tree `hv_vmbus`. Those of the architecture (`hv_do_hypercall` and so on), which both stacks use, are
+/// not among them.
+fn is_c_bus(function: &str) -> bool {
+    [
+        "vmbus_",
+        "__vmbus_",
+        "hv_ringbuffer_",
+        "hv_pkt_iter_",
+        "__hv_pkt_iter_",
+        "hv_post_message",
+        "hv_copyto_ring",
+    ]
+    .iter()
+    .any(|start| function.starts_with(start))
 }
 
 /// From the start of the bus driver's initialisation to the line "Vmbus version:", and to its end, in microseconds of

@@ -66,6 +66,18 @@ fn rust_only() -> Vec<Scenario> {
 mod tests {
     use std::collections::HashSet;
 
+    /// `scripts/test` knows the suites by this list before anything is built.
+    #[test]
+    fn the_list_of_the_scripts_is_ours() {
+        let list = include_str!("../../../scripts/suites");
+        let listed: Vec<_> = list
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .collect();
+        let ours: Vec<_> = super::suites().iter().map(|suite| suite.name).collect();
+        assert_eq!(listed, ours);
+    }
+
     #[test]
     fn names_are_unique() {
         for suite in super::suites() {

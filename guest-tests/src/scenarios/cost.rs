@@ -71,13 +71,11 @@ fn cost(ctx: &Ctx) -> Result<()> {
     let (rust, c) = (measure(Drivers::Rust)?, measure(Drivers::C)?);
     ctx.figure(format!("rust: {rust}"));
     ctx.figure(format!("c: {c}"));
-    // Both numbers are facts of the protocol, not of the machine's speed.
+    // One beat is one packet each way, into a ring that is empty: one interrupt, one signal. On a busy machine some beats
+    // meet a guest that is awake and take none, so C's figures are no bound.
     ensure(
-        rust.hypercalls <= c.hypercalls + 0.1,
-        format!(
-            "{:.2} hypercalls per heartbeat, C needs {:.2}",
-            rust.hypercalls, c.hypercalls
-        ),
+        rust.hypercalls <= 1.1 && rust.interrupts <= 1.1,
+        format!("more than one hypercall or interrupt per heartbeat: {rust}"),
     )
 }
 

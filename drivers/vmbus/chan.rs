@@ -75,6 +75,8 @@ pub(crate) struct Chan {
     target_cpu: AtomicU32,
     /// A `Channel` handle exists.
     handle: AtomicBool,
+    /// Counts the bindings of the device that ended: a handle of an earlier one opens nothing. Changed under `op`.
+    binding: AtomicU32,
     /// Was open once.
     opened: AtomicBool,
     /// Somebody has taken it on to remove the channel.
@@ -137,6 +139,7 @@ impl Chan {
                 rescinded: AtomicBool::new(false),
                 target_cpu: AtomicU32::new(target_cpu),
                 handle: AtomicBool::new(false),
+                binding: AtomicU32::new(0),
                 opened: AtomicBool::new(false),
                 removing: AtomicBool::new(false),
                 op <- new_mutex!(None, "hv_vmbus_rs::Chan::op"),
@@ -198,11 +201,30 @@ impl Chan {
     }
 
     /// Claims the right to the one `Channel` handle.
-    pub(crate) fn take_handle(&self) -> bool {
-        !self.handle.swap(true, Ordering::AcqRel)
+    ///
+    /// Returns the number of the device's binding, which the handle shows again when it is used.
+    pub(crate) fn take_handle(&self) -> Option<u32> {
+        (!self.handle.swap(true, Ordering::AcqRel)).then(|| self.binding.load(Ordering::Acquire))
     }
 
-    pub(crate) fn give_handle(&self) {
+    /// Undoes [`take_handle`](Self::take_handle), unless that was in an earlier binding.
+    pub(crate) fn give_handle(&self, binding: u32) {
+        let _op = self.op.lock();
+        if self.binding.load(Ordering::Relaxed) == binding {
+            self.handle.store(false, Ordering::Release);
+        }
+    }
+
+    /// The device is being unbound: closes whatever is open, and makes handles that the driver kept useless. When this
+    /// returns no callback runs any more, and none will.
+    pub(crate) fn end_binding(&self) {
+        let mut op = self.op.lock();
+        if let Some(core) = op.take() {
+            self.close_locked(&core);
+        }
+        let binding = self.binding.load(Ordering::Relaxed);
+        self.binding
+            .store(binding.wrapping_add(1), Ordering::Release);
         self.handle.store(false, Ordering::Release);
     }
 
@@ -228,6 +250,7 @@ impl Chan {
         self: &Arc<Self>,
         params: &OpenParams<'_>,
         callback: Callback,
+        binding: u32,
     ) -> Result<Arc<OpenCore>> {
         // SAFETY: `target_cpu` exists.
         let node = unsafe { ffi::hv_rs_cpu_to_node(self.target_cpu()) };
@@ -235,6 +258,10 @@ impl Chan {
         // So that the target CPU does not go offline before the host knows of it.
         let _cpus = crate::cpus::read_lock();
         let mut op = self.op.lock();
+        // A handle kept by a driver that was unbound: its module may be on the way out.
+        if self.binding.load(Ordering::Relaxed) != binding {
+            return Err(ENODEV);
+        }
         if op.is_some() {
             return Err(EBUSY);
         }
@@ -475,6 +502,11 @@ impl Chan {
         }
         self.machine.lock().detach();
         Ok(())
+    }
+
+    /// Whether the driver has it open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.op.lock().is_some()
     }
 
     /// The device is on offer again.

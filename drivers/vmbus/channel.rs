@@ -238,9 +238,10 @@ impl<H> private::State for Open<H> {
 /// device is unbound the bus closes its channels in any case; a handle that still exists is inert from then on.
 ///
 /// # Invariants
-/// The only handle of `chan`.
+/// The only handle of `chan` in the device's binding `binding`.
 pub struct Channel<S: private::State = Offered> {
     chan: Arc<Chan>,
+    binding: u32,
     state: S,
 }
 
@@ -249,12 +250,11 @@ impl Channel<Offered> {
         if chan.is_rescinded() {
             return Err(ENODEV);
         }
-        if !chan.take_handle() {
-            return Err(EBUSY);
-        }
+        let binding = chan.take_handle().ok_or(EBUSY)?;
         // INVARIANT: `take_handle` says yes to one at a time.
         Ok(Self {
             chan: chan.clone(),
+            binding,
             state: Offered(()),
         })
     }
@@ -281,7 +281,7 @@ impl Channel<Offered> {
             func: call_handler::<H>,
             ctx: core::ptr::from_ref(&*handler).cast(),
         };
-        let core = self.chan.open(params, callback)?;
+        let core = self.chan.open(params, callback, self.binding)?;
         Ok(self.change(Open { core, handler }))
     }
 }
@@ -302,7 +302,11 @@ impl<S: private::State> Channel<S> {
         // SAFETY: `this` is not dropped, so that its `chan` is moved, not copied.
         let chan = unsafe { core::ptr::read(&this.chan) };
         // INVARIANT: `this` is gone.
-        Channel { chan, state }
+        Channel {
+            chan,
+            binding: this.binding,
+            state,
+        }
     }
 
     /// Number of the channel.
@@ -356,10 +360,12 @@ impl<H> Channel<Open<H>> {
         drop(chan);
         // SAFETY: `this` is not dropped, so that both fields are moved out once.
         let (chan, state) = unsafe { (core::ptr::read(&this.chan), core::ptr::read(&this.state)) };
+        let binding = this.binding;
         drop(state);
         // INVARIANT: `this` is gone.
         Channel {
             chan,
+            binding,
             state: Offered(()),
         }
     }
@@ -368,7 +374,7 @@ impl<H> Channel<Open<H>> {
 impl<S: private::State> Drop for Channel<S> {
     fn drop(&mut self) {
         self.state.leave(&self.chan);
-        self.chan.give_handle();
+        self.chan.give_handle(self.binding);
     }
 }
 

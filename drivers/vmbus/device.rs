@@ -97,7 +97,7 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
 
     /// Closes what the driver left open, and waits until no callback runs any more. Process context.
     pub(crate) fn close_channels(&self) {
-        self.chan().close_all();
+        self.chan().end_binding();
     }
 }
 

@@ -231,35 +231,55 @@ impl Connection {
     /// context.
     ///
     /// # Errors
-    /// `EBUSY` when a driver has not; `EIO` when the host does not let go.
+    /// `EBUSY` when a driver has not: everything is as before. `EIO` when the host does not let go: the devices are lost.
+    /// After an error there is no call of [`resume`](Self::resume).
     pub(crate) fn suspend(&self) -> Result {
         self.close();
         self.queues.control.flush();
         self.queues.add.flush();
         self.queues.remove.flush();
-        for chan in &self.channels()? {
-            chan.detach().inspect_err(|_| {
-                pr_err!("{} is open still\n", Show(chan.offer.instance_id));
-            })?;
+        let result = self.suspend_channels();
+        if result.is_err() {
+            self.reopen();
+        }
+        result
+    }
+
+    fn suspend_channels(&self) -> Result {
+        let channels = self.channels()?;
+        if let Some(chan) = channels.iter().find(|c| c.is_open()) {
+            pr_err!("{} is open still\n", Show(chan.offer.instance_id));
+            return Err(EBUSY);
+        }
+        for chan in &channels {
+            // No driver can open it meanwhile: they are suspended.
+            chan.detach()?;
             self.unmap(chan);
         }
         self.unload();
         if self.shared.load(Ordering::Acquire) {
+            self.remove_detached();
             return Err(EIO);
         }
         Ok(())
     }
 
     /// After hibernation, or when it was given up: connects again, with the version of before, and finds the devices
-    /// among the offers. Process context.
+    /// among the offers. Devices that are not there any more are removed; all of them if there is no connection. Process
+    /// context.
     ///
     /// # Errors
-    /// No connection: the devices stay, but cannot be opened.
+    /// Those of [`reconnect`](Self::reconnect).
     pub(crate) fn resume(&self) -> Result {
         self.reopen();
-        self.reconnect()?;
-        self.wait_for_offers()?;
-        for chan in &self.channels()? {
+        let result = self.reconnect().and_then(|()| self.wait_for_offers());
+        self.remove_detached();
+        result
+    }
+
+    /// Removes the devices that the host did not offer again.
+    fn remove_detached(&self) {
+        for chan in self.list.lock().iter() {
             if chan.machine_state() == State::Detached {
                 pr_err!(
                     "{} is not on offer any more\n",
@@ -271,7 +291,6 @@ impl Connection {
                 }
             }
         }
-        Ok(())
     }
 
     /// Takes no more offers, and unregisters all devices. No driver is bound any more. Process context.

@@ -68,12 +68,16 @@ enter_namespace() {
 	exit "$rc"
 }
 
-# The cache and its two locks: `lock` is held by the one run that sets up, `use` is shared by all that
-# use what is there, and taken alone to remove things. Locks go with the processes that hold them.
+# The cache and its two locks: `lock` is held by the one run that makes stages, `use` is shared by all
+# that use what is there, and taken alone to remove things. Locks go with the processes that hold them.
 open_cache() {
 	export HV_CACHE=$XDG_CACHE_HOME/hyperv-rs
 	mkdir -p "$HV_CACHE/logs"
 	exec {HV_LOCK}>>"$HV_CACHE/lock" {HV_USE_LOCK}>>"$HV_CACHE/use"
+	flock -s "$HV_USE_LOCK"
+}
+
+lock_cache() {
 	if ! flock -n "$HV_LOCK"; then
 		say "another run is setting up in $HV_CACHE; waiting for it"
 		flock "$HV_LOCK"

@@ -131,12 +131,18 @@ discover() {
 	return 1
 }
 
+# The file that holds the choice of a kernel for what the user asked for.
+kernel_choice() {
+	local wanted=${HYPERV_RS_KERNEL-}
+	[[ $wanted =~ ^[0-9A-Za-z.+~-]*$ ]] || die "'$wanted' is no kernel version; --kernel takes for example 7.3 or 7.3.4"
+	printf '%s' "$HV_CACHE/kernels/${wanted:-newest}"
+}
+
 # Chooses the kernel: a choice made before holds as long as its files are there, so that a warm
 # cache needs no network. Sets KREL KDEB KSERIES KRUSTC KGCC.
 choose_kernel() {
-	local wanted=${HYPERV_RS_KERNEL-}
-	local file=$HV_CACHE/kernels/${wanted:-newest}
-	[[ $wanted =~ ^[0-9A-Za-z.+~-]*$ ]] || die "'$wanted' is no kernel version; --kernel takes for example 7.3 or 7.3.4"
+	local wanted=${HYPERV_RS_KERNEL-} file
+	file=$(kernel_choice) || exit
 	if [[ -s $file && -z ${HV_UPDATE-} ]]; then
 		# shellcheck disable=SC1090
 		. "$file"
@@ -182,11 +188,10 @@ all_of() {
 	done
 }
 
-# setup [--build]: everything up to a bootable base, and with --build the checkout's programs and
-# modules. Sets TREE KERNEL KDIR IMAGE (directories outside the tree). Gives the cache's lock back.
-setup() {
-	local name key SETTING_UP=1
-	choose_kernel || return
+# Where the stages of the chosen kernel lie. Sets TREE KERNEL KDIR IMAGE (directories outside the
+# tree), and TREE_KEY and TREE_PACKAGES.
+name_stages() {
+	local name key
 	TREE_PACKAGES="$HV_PACKAGES gcc-$KGCC"
 	for name in rustc rust-src libstd-rust-dev cargo rustfmt rust-clippy; do
 		# Debian builds them all from one source package of one version.
@@ -195,20 +200,44 @@ setup() {
 	TREE_KEY=$({ script_text "$HV_SCRIPTS/stages/tree" "$HV_SCRIPTS/stages/base"; echo "$TREE_PACKAGES"; } | short_hash)
 	TREE=$HV_CACHE/tree/$TREE_KEY
 	KERNEL=$HV_CACHE/kernel/$KERNEL_KEY
-	if [[ ! -e $TREE/$HV_TREE_CHECK || ! -e $KERNEL/vmlinuz ]]; then
-		setup_base || return
-		# Two halves that wait for the network and for one CPU each.
-		setup_kernel &
-		setup_tree &
-		all_of 2 || return
-	fi
-	# What is in use is not pruned.
-	touch -c "$TREE" "$KERNEL"
 	key=$({ script_text "$HV_SCRIPTS/stages/artifacts"; echo "$KERNEL_KEY $TREE_KEY"; } | short_hash)
 	KDIR=$HV_CACHE/artifacts/$KREL-$key
 	key=$({ script_text "$HV_SCRIPTS/stages/image"; echo "$KERNEL_KEY $TREE_KEY $HV_GUEST_MODULES"; } | short_hash)
 	IMAGE=$HV_CACHE/image/$KREL-$key
 	export_environment
+}
+
+# Whether there is nothing to make: then no lock is needed, and no run waits for another.
+is_ready() {
+	local file
+	[[ -z ${HV_UPDATE-} ]] || return 1
+	file=$(kernel_choice) || exit
+	[[ -s $file ]] || return 1
+	# shellcheck disable=SC1090
+	. "$file"
+	kernel_key
+	name_stages
+	[[ -e $TREE/$HV_TREE_CHECK && -e $KERNEL/vmlinuz && -e $KDIR/Module.symvers && -e $IMAGE/base.cpio ]] || return 1
+	# What is in use is not pruned.
+	touch -c "$TREE" "$KERNEL" "$KDIR" "$IMAGE"
+}
+
+# setup [--build]: everything up to a bootable base, and with --build the checkout's programs and
+# modules.
+setup() {
+	local SETTING_UP=1
+	if ! is_ready; then
+		lock_cache
+		choose_kernel || return
+		name_stages
+		if [[ ! -e $TREE/$HV_TREE_CHECK || ! -e $KERNEL/vmlinuz ]]; then
+			setup_base || return
+			# Two halves that wait for the network and for one CPU each.
+			setup_kernel &
+			setup_tree &
+			all_of 2 || return
+		fi
+	fi
 	if [[ ${1-} == --build ]]; then
 		# The two halves share the lock of this checkout; that of the cache is given back as soon as
 		# no stage is left to make.

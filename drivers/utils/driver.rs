@@ -98,7 +98,10 @@ impl Driver for UtilsDriver {
     fn suspend<'bound>(_dev: &'bound Device<Core<'_>>, this: Pin<&Utility>) -> Result {
         match &*this {
             Utility::Shutdown(ic) => *ic.lock() = None,
-            Utility::Timesync { ic, .. } => *ic.lock() = None,
+            Utility::Timesync { ic, clock, .. } => {
+                *ic.lock() = None;
+                clock.forget();
+            }
             Utility::Heartbeat(ic) => *ic.lock() = None,
         }
         Ok(())

@@ -47,6 +47,14 @@ impl HostClock {
     }
 }
 
+impl HostClock {
+    /// Forgets the sample: after hibernation reference time begins anew, and an old sample would look
+    /// as if it had just been taken.
+    pub(crate) fn forget(&self) {
+        self.sample.set(None);
+    }
+}
+
 impl ReadClock for HostClock {
     fn read(&self) -> Option<UnixNanos> {
         let sample = self.sample.get()?;

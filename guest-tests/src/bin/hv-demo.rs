@@ -12,7 +12,7 @@ use guest_tests::{demo, interactive, Drivers, Env, VmConfig};
 
 /// Boot a stock Debian kernel under the emulated Hyper-V host and show the VMBus drivers at work.
 #[derive(Parser)]
-#[command(name = "scripts/demo")]
+#[command(name = "scripts/demo", bin_name = "scripts/demo")]
 struct Args {
     /// Driver stack: rust, or c for the kernel's own.
     #[arg(long, default_value = "rust", value_parser = ["rust", "c"])]

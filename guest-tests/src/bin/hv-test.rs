@@ -13,7 +13,7 @@ use guest_tests::{scenarios, Env};
 
 /// Run the tests: all suites, or the named ones.
 #[derive(Parser)]
-#[command(name = "scripts/test")]
+#[command(name = "scripts/test", bin_name = "scripts/test")]
 struct Args {
     /// Suites; all by default.
     #[arg(value_name = "SUITE")]

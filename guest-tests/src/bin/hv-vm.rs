@@ -16,15 +16,16 @@ In the guest: /lib/modules-rs holds the Rust modules (insmod hv_vmbus_rs.ko, the
 loads the kernel's own, lsvmbus lists the devices.
 
 The host listens on a control socket, whose path is printed at the start; from another terminal:
-    scripts/enter hvctl --socket PATH status
-    scripts/enter hvctl --socket PATH channels
-    scripts/enter hvctl --socket PATH rescind heartbeat
-    scripts/enter hvctl --help
-Under --profile, `profile-mark` and `profile-read` bracket what is to be measured.";
+    scripts/hvctl --socket PATH status
+    scripts/hvctl --socket PATH channels
+    scripts/hvctl --socket PATH rescind heartbeat
+    scripts/hvctl --help
+Under --profile, `hvctl profile mark` and `hvctl profile read --kallsyms FILE` bracket what is to be measured; the
+guest's symbols are written to the FILE that is printed at the start.";
 
 /// Boot a guest under the emulated Hyper-V host, with its console on this terminal.
 #[derive(Parser)]
-#[command(name = "scripts/vm", after_help = AFTER_HELP)]
+#[command(name = "scripts/vm", bin_name = "scripts/vm", after_help = AFTER_HELP)]
 struct Args {
     /// Driver stack: rust (loaded after boot), c (the kernel's own, hv_utils loaded after boot), or none (the C bus is
     /// kept down and nothing is loaded).

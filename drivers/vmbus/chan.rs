@@ -35,7 +35,7 @@ use crate::{
     device::Device,
     ffi,
     hypercall::Wait,
-    log::Show,
+    log::{pr_warn_limited, Show},
     open::{Callback, OpenCore},
     sync::{new_irq_lock, Event, IrqLock},
     sysfs::ChannelDir,
@@ -447,6 +447,11 @@ impl Chan {
         if op.is_none() {
             return Err(EIO);
         }
+        self.move_to(cpu)
+    }
+
+    /// See [`set_cpu`](Self::set_cpu). Under `op`; the channel is open, the CPU usable.
+    fn move_to(&self, cpu: u32) -> Result {
         if cpu == self.target_cpu() {
             return Ok(());
         }
@@ -469,24 +474,24 @@ impl Chan {
         if self.target_cpu() != cpu {
             return Ok(());
         }
-        {
-            let op = self.op.lock();
-            if op.is_none() {
-                // The host does not know of the CPU yet; an `open` will find the new value, as it holds
-                // `cpus_read_lock` from before it reads it until the host knows.
-                self.target_cpu.store(CONNECT_CPU, Ordering::Relaxed);
-                return Ok(());
-            }
+        let others = self.conn.cpus_for(self);
+        let op = self.op.lock();
+        if op.is_none() {
+            // The host does not know of the CPU yet; an `open` will find the new value, as it holds `cpus_read_lock`
+            // from before it reads it until the host knows.
+            self.target_cpu.store(CONNECT_CPU, Ordering::Relaxed);
+            return Ok(());
         }
         // Without an answer to MODIFY_CHANNEL there is no telling when the old CPU is free of interrupts.
         if !self.conn.version().has_modify_channel_response() {
             return Err(EBUSY);
         }
-        self.conn
-            .cpus_for(self)
-            .find_map(|new| (new != cpu && self.set_cpu(new).is_ok()).then_some(()))
-            .map_or_else(|| self.set_cpu(CONNECT_CPU), Ok)
-            .map_err(|_| EBUSY)
+        for new in others.filter(|new| *new != cpu) {
+            if self.move_to(new).is_ok() {
+                return Ok(());
+            }
+        }
+        self.move_to(CONNECT_CPU).map_err(|_| EBUSY)
     }
 
     // --- Hibernation. Process context.
@@ -632,7 +637,7 @@ impl Chan {
                     let channels = unsafe { ChannelDir::new(device, self) };
                     let channels = channels
                         .inspect_err(|e| {
-                            pr_err!(
+                            pr_warn_limited!(
                                 "{}: no channels in sysfs: {}\n",
                                 Show(self.offer.instance_id),
                                 e.to_errno()
@@ -641,7 +646,7 @@ impl Chan {
                         .ok();
                     *registered = Some(Registered { device, channels });
                 }
-                Err(e) => pr_err!(
+                Err(e) => pr_warn_limited!(
                     "cannot register device {}: {}\n",
                     Show(self.offer.instance_id),
                     e.to_errno()

@@ -46,6 +46,7 @@ use crate::{
     compat,
     ffi::{self, Features},
     hypercall::{self, PostError, Wait},
+    inbox::{Inbox, Node},
     log::{pr_warn_limited, Show},
     memory::SharedPage,
     sync::{new_irq_lock, Event, IrqLock},
@@ -131,7 +132,7 @@ pub(crate) struct Connection {
     #[pin]
     pub(crate) list: Mutex<KVec<Arc<Chan>>>,
     #[pin]
-    inbox: IrqLock<KVec<Control>>,
+    inbox: Inbox<Control>,
     #[pin]
     control_work: Work<Connection>,
     #[pin]
@@ -191,7 +192,7 @@ impl Connection {
                 table,
                 words: AtomicUsize::new(0),
                 list <- new_mutex!(KVec::new(), "hv_vmbus_rs::Connection::list"),
-                inbox <- new_irq_lock!(KVec::new(), c"hv_vmbus_rs::inbox"),
+                inbox <- Inbox::new(),
                 control_work <- new_work!("hv_vmbus_rs::control_work"),
                 all_offers <- Event::new(),
                 // Where the C driver starts, too; makes traces easy to compare.
@@ -543,23 +544,23 @@ impl Connection {
             }
         };
         // What is noted for later needs memory first: the machine must see each message once.
-        match message {
-            HostMessage::OfferChannel(_)
-            | HostMessage::RescindChannelOffer(_)
-            | HostMessage::AllOffersDelivered(_) => self.inbox.lock().reserve(1, GFP_ATOMIC)?,
-            _ => {}
-        }
+        let node = match message {
+            HostMessage::OfferChannel(offer) => Some(Node::new(Control::Offer(offer))?),
+            HostMessage::RescindChannelOffer(_) => Some(Node::new(Control::Rescind(message))?),
+            HostMessage::AllOffersDelivered(_) => Some(Node::new(Control::AllOffers)?),
+            _ => None,
+        };
         let action = self.machine.lock().on_message(&message);
         match action {
             Action::Channel => match message {
-                HostMessage::OfferChannel(offer) => return self.defer(Control::Offer(offer)),
+                HostMessage::OfferChannel(_) => self.defer(node),
                 HostMessage::RescindChannelOffer(_) => {
                     self.on_rescind_seen(&message);
-                    return self.defer(Control::Rescind(message));
+                    self.defer(node);
                 }
                 _ => self.on_channel_answer(&message),
             },
-            Action::OffersDelivered => return self.defer(Control::AllOffers),
+            Action::OffersDelivered => self.defer(node),
             Action::Unloaded => self.unloaded.answer(()),
             Action::Late => {}
             Action::Unexpected(kind) => unexpected(kind),
@@ -568,16 +569,17 @@ impl Connection {
         Ok(())
     }
 
-    fn defer(&self, control: Control) -> Result {
-        self.inbox.lock().push(control, GFP_ATOMIC)?;
-        // Queued already: that run will see the message.
-        let _ = self.queues.control.queue().enqueue(self.to_arc());
-        Ok(())
+    fn defer(&self, node: Option<KBox<Node<Control>>>) {
+        if let Some(node) = node {
+            self.inbox.push(node);
+            // Queued already: that run will see the message.
+            let _ = self.queues.control.queue().enqueue(self.to_arc());
+        }
     }
 
     fn process(self: &Arc<Self>) {
         loop {
-            let inbox = core::mem::take(&mut *self.inbox.lock());
+            let inbox = self.inbox.take();
             if inbox.is_empty() {
                 return;
             }

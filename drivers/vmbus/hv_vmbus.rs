@@ -28,6 +28,7 @@ pub mod device;
 pub mod driver;
 mod ffi;
 mod hypercall;
+mod inbox;
 pub mod log;
 mod memory;
 mod offers;

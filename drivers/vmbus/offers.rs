@@ -56,7 +56,7 @@ impl Connection {
             }
         };
         if let Err(e) = result {
-            pr_err!(
+            pr_warn_limited!(
                 "offer of {} (class {}, channel {}) is lost: {}\n",
                 Show(offer.instance_id),
                 Show(offer.class_id),

@@ -158,7 +158,10 @@ choose_kernel() {
 	export BASE HV_CACHE HV_SCRIPTS HV_FLAVOUR HV_KCONFIG PACKAGE_LIST MIRROR
 	# shellcheck disable=SC2016 # expanded by the inner shell
 	run_logged kernel "looking for the newest ${wanted:+$wanted }kernel" "$HV_CACHE/logs/discover.log" \
-		bash -c 'set -o pipefail; discover "$1" >"$2.new" && mv "$2.new" "$2"' bash "$wanted" "$file" || return
+		bash -c 'set -o pipefail; discover "$1" >"$2.new" && mv "$2.new" "$2"' bash "$wanted" "$file" || {
+		rm -f "$file.new"
+		return 1
+	}
 	# shellcheck disable=SC1090
 	. "$file"
 	say "kernel     $KREL ($KDEB), built by rustc ${KRUSTC%%+*} and gcc $KGCC"

@@ -130,7 +130,7 @@ impl Counts {
     fn failures(&self) -> String {
         self.names
             .iter()
-            .map(|name| format!("failed: {name}\n"))
+            .flat_map(|name| ["failed: ", name.as_str(), "\n"])
             .collect()
     }
 }

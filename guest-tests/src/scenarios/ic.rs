@@ -227,7 +227,13 @@ fn message(claimed: usize, message_type: u16, flags: u8, body: &[u8]) -> String 
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    use std::fmt::Write;
+
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn hostile(ctx: &Ctx) -> Result<()> {

@@ -97,23 +97,23 @@ fn status_codes_are_those_of_the_tlfs() {
         ),
         (
             "rep count on a simple call",
-            POST | 1 << 32,
+            POST | (1 << 32),
             INPUT,
             0,
             0x0003,
         ),
         (
             "rep start on a simple call",
-            POST | 1 << 48,
+            POST | (1 << 48),
             INPUT,
             0,
             0x0003,
         ),
-        ("variable header", POST | 1 << 17, INPUT, 0, 0x0003),
-        ("reserved bit 27", POST | 1 << 27, INPUT, 0, 0x0003),
-        ("nested", POST | 1 << 31, INPUT, 0, 0x0003),
-        ("reserved bit 44", POST | 1 << 44, INPUT, 0, 0x0003),
-        ("reserved bit 63", POST | 1 << 63, INPUT, 0, 0x0003),
+        ("variable header", POST | (1 << 17), INPUT, 0, 0x0003),
+        ("reserved bit 27", POST | (1 << 27), INPUT, 0, 0x0003),
+        ("nested", POST | (1 << 31), INPUT, 0, 0x0003),
+        ("reserved bit 44", POST | (1 << 44), INPUT, 0, 0x0003),
+        ("reserved bit 63", POST | (1 << 63), INPUT, 0, 0x0003),
         (
             "fast signal",
             SIGNAL | FAST,
@@ -165,7 +165,7 @@ fn status_codes_are_those_of_the_tlfs() {
         ("rep call without reps", APIC, INPUT, OUTPUT, 0x0003),
         (
             "rep start behind count",
-            APIC | 1 << 32 | 1 << 48,
+            APIC | (1 << 32) | (1 << 48),
             INPUT,
             OUTPUT,
             0x0003,
@@ -184,7 +184,7 @@ fn what_the_guest_sends_arrives() {
         *caller.sink.messages.lock(),
         [(1, CONNECTION, 1, vec![0xab, 0, 0])]
     );
-    caller.call(SIGNAL | FAST, u64::from(CONNECTION) | 0x1234 << 32, 0);
+    caller.call(SIGNAL | FAST, u64::from(CONNECTION) | (0x1234 << 32), 0);
     assert_eq!(*caller.sink.events.lock(), [(1, CONNECTION, 0x1234)]);
     let counters = &caller.partition.counters;
     assert_eq!(
@@ -221,10 +221,13 @@ fn repetitions_that_were_done_are_counted() {
     }
     caller.partition.ram.write(INPUT, &input).unwrap();
     // Element 2 names no VP: two are done.
-    assert_eq!(caller.call(APIC | 4 << 32, INPUT, OUTPUT), 0x0005 | 2 << 32);
+    assert_eq!(
+        caller.call(APIC | (4 << 32), INPUT, OUTPUT),
+        0x0005 | (2 << 32)
+    );
     // Started at element 3: all four are done at the end.
     assert_eq!(
-        caller.call(APIC | 4 << 32 | 3 << 48, INPUT, OUTPUT),
+        caller.call(APIC | (4 << 32) | (3 << 48), INPUT, OUTPUT),
         4 << 32
     );
     let mut output = [0xff; 16];
@@ -232,7 +235,7 @@ fn repetitions_that_were_done_are_counted() {
     assert_eq!(output, [3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     caller.partition.ram.write(INPUT, &[1]).unwrap();
     assert_eq!(
-        caller.call(APIC | 1 << 32, INPUT, OUTPUT),
+        caller.call(APIC | (1 << 32), INPUT, OUTPUT),
         0x0006,
         "another partition"
     );

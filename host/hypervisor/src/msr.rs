@@ -128,7 +128,7 @@ impl Shared {
             msr::APIC_FREQUENCY => APIC_FREQUENCY,
             msr::ICR => {
                 let high = u64::from(self.processors.apic_read(vp, APIC_ICR_HIGH));
-                high << 32 | u64::from(self.processors.apic_read(vp, APIC_ICR_LOW))
+                (high << 32) | u64::from(self.processors.apic_read(vp, APIC_ICR_LOW))
             }
             msr::TPR => self.processors.apic_read(vp, APIC_TPR).into(),
             msr::CRASH_P0..=msr::CRASH_P4 => {

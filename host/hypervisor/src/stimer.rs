@@ -5,7 +5,7 @@
 use vmbus_proto::tlfs::synic::StimerConfig;
 
 /// Bits of a configuration that exist; the others read as zero.
-const VALID: u64 = 0xf | 0xff << 4 | StimerConfig::DIRECT | 0xf << 16;
+const VALID: u64 = 0xf | (0xff << 4) | StimerConfig::DIRECT | (0xf << 16);
 
 /// What an expiration does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +110,7 @@ fn has_target(config: StimerConfig) -> bool {
 mod tests {
     use super::*;
 
-    const DIRECT: u64 = StimerConfig::DIRECT | 0xec << 4;
+    const DIRECT: u64 = StimerConfig::DIRECT | (0xec << 4);
 
     #[test]
     fn one_shot_expires_once_at_its_count() {
@@ -185,7 +185,7 @@ mod tests {
             (timer.due(), timer.config() & StimerConfig::ENABLE),
             (None, 0)
         );
-        timer.set_config(StimerConfig::ENABLE | 3 << 16, 0);
+        timer.set_config(StimerConfig::ENABLE | (3 << 16), 0);
         assert_eq!(timer.expire(10), Some(Expiry::Message { sint: 3, due: 10 }));
     }
 }

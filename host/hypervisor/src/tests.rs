@@ -11,7 +11,7 @@ use vmbus_proto::tlfs::msr;
 use vmbus_proto::tlfs::synic::{Sint, StimerConfig};
 
 const VP0: VpIndex = VpIndex(0);
-const DIRECT: u64 = StimerConfig::DIRECT | StimerConfig::AUTO_ENABLE | 0xec << 4;
+const DIRECT: u64 = StimerConfig::DIRECT | StimerConfig::AUTO_ENABLE | (0xec << 4);
 
 #[test]
 fn the_hypercall_page_appears_and_gives_back_what_it_hid() {
@@ -130,7 +130,7 @@ fn the_apic_msrs_reach_the_apic() {
             (0x80, 0x20)
         ]
     );
-    assert_eq!(partition.read_msr(VP0, msr::ICR), Ok(0x310 << 32 | 0x300));
+    assert_eq!(partition.read_msr(VP0, msr::ICR), Ok((0x310 << 32) | 0x300));
 }
 
 #[test]

@@ -242,7 +242,7 @@ fn timer_messages_carry_both_times_and_do_not_pile_up() {
     let guest = Guest::new();
     let config = vmbus_proto::tlfs::synic::StimerConfig::ENABLE
         | vmbus_proto::tlfs::synic::StimerConfig::PERIODIC
-        | u64::from(SINT) << 16;
+        | (u64::from(SINT) << 16);
     let at = |number, value, now| {
         guest
             .vp
@@ -371,7 +371,7 @@ fn no_event_is_lost_between_two_threads() {
                 .ram
                 .fetch_and_u32(SIEFP + 2 * 256, !(1 << 5), Ordering::SeqCst)
                 .unwrap()
-                & 1 << 5
+                & (1 << 5)
                 != 0
             {
                 seen = produced.load(Ordering::SeqCst);

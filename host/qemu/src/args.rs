@@ -65,7 +65,7 @@ mod tests {
             args,
             Args {
                 control: Some("/tmp/c".into()),
-                vmbus: Some(5 << 16 | 3),
+                vmbus: Some((5 << 16) | 3),
                 log: Some("l".into()),
                 profile: true,
                 devices: None

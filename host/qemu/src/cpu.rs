@@ -66,9 +66,9 @@ struct Site {
 impl Site {
     fn pack(self) -> *mut c_void {
         let bits = self.kind as usize
-            | usize::from(self.len) << 8
-            | usize::from(self.skipped) << 16
-            | (self.slot as usize) << 32;
+            | (usize::from(self.len) << 8)
+            | (usize::from(self.skipped) << 16)
+            | ((self.slot as usize) << 32);
         bits as *mut c_void
     }
 
@@ -147,10 +147,10 @@ pub unsafe fn init_vcpu(api: &Api, index: c_uint) -> Result<(), String> {
     };
     let mut handles = [std::ptr::null_mut(); REG_NAMES.len()];
     for (handle, name) in handles.iter_mut().zip(REG_NAMES) {
-        // SAFETY: names are interned, NUL-terminated strings.
-        let found = descriptors
-            .iter()
-            .find(|d| unsafe { CStr::from_ptr(d.name) }.to_bytes() == name.as_bytes());
+        let found = descriptors.iter().find(|d| {
+            // SAFETY: names are interned, NUL-terminated strings.
+            unsafe { CStr::from_ptr(d.name) }.to_bytes() == name.as_bytes()
+        });
         *handle = found
             .ok_or_else(|| format!("QEMU's processor has no register '{name}'"))?
             .handle;
@@ -186,7 +186,7 @@ impl Vcpu {
             bytes
                 .iter()
                 .rev()
-                .fold(0, |value, byte| value << 8 | u64::from(*byte))
+                .fold(0, |value, byte| (value << 8) | u64::from(*byte))
         }
     }
 
@@ -200,7 +200,7 @@ impl Vcpu {
     }
 
     fn pair(&self, api: &Api, high: Reg, low: Reg) -> u64 {
-        self.get(api, high) << 32 | self.get(api, low) & 0xffff_ffff
+        (self.get(api, high) << 32) | self.get(api, low) & 0xffff_ffff
     }
 
     fn set_pair(&self, api: &Api, high: Reg, low: Reg, value: u64) {

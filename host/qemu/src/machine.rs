@@ -39,11 +39,11 @@ unsafe impl Sync for QemuMachine {}
 impl QemuMachine {
     /// Takes the machine as it is when its initialisation is done.
     pub fn new(api: Api, variables: Variables, vp_count: u32, start: TscSample) -> Self {
-        // SAFETY: the machine exists, and is an X86MachineState since the target is x86_64 and
-        // TCG's `microvm`, `pc` and `q35` are all derived from it.
         let apic_ids = (0..vp_count)
-            .map(|index| unsafe {
-                (api.x86_cpu_apic_id_from_index)(*variables.current_machine, index)
+            .map(|index| {
+                // SAFETY: the machine exists, and is an X86MachineState since the target is x86_64
+                // and TCG's `microvm`, `pc` and `q35` are all derived from it.
+                unsafe { (api.x86_cpu_apic_id_from_index)(*variables.current_machine, index) }
             })
             .collect();
         Self {
@@ -166,7 +166,7 @@ impl Machine for QemuMachine {
         };
         with_rcu_thread();
         let message = u32::from(vector).to_le_bytes();
-        let address = MSI_BASE | u64::from(*apic_id) << 12;
+        let address = MSI_BASE | (u64::from(*apic_id) << 12);
         // SAFETY: `address_space_memory` is QEMU's system memory; the buffer has 4 bytes; the
         // thread is known to RCU. The function takes QEMU's lock itself when the caller does not
         // hold it.

@@ -94,7 +94,7 @@ impl PageMap {
         pages.filter_map(move |page| {
             let word = self.bits.get(page as usize / 64)?.load(Ordering::SeqCst);
             let first = page << PAGE_SHIFT;
-            (word & 1 << (page % 64) != 0)
+            (word & (1 << (page % 64)) != 0)
                 .then(|| (start.max(first), (end - 1).min(first + PAGE_SIZE - 1)))
         })
     }

@@ -158,10 +158,12 @@ impl Profile {
 
     fn count(&self, blocks: &Blocks, slot: usize) -> u64 {
         let board = blocks.scoreboards[slot / CHUNK];
-        // SAFETY: see `entry`. The vCPU may write meanwhile; an aligned 64-bit read is not torn on
-        // x86-64.
         (0..self.vcpus)
-            .map(|vcpu| unsafe { self.entry(board, slot % CHUNK, vcpu).read_volatile() })
+            .map(|vcpu| {
+                // SAFETY: see `entry`. The vCPU may write meanwhile; an aligned 64-bit read is not
+                // torn on x86-64.
+                unsafe { self.entry(board, slot % CHUNK, vcpu).read_volatile() }
+            })
             .fold(0, u64::wrapping_add)
     }
 }

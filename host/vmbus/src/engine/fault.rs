@@ -52,7 +52,7 @@ fn bytes(hex: &str) -> Result<Vec<u8>, String> {
     digits
         .chunks(2)
         .map(|pair| match *pair {
-            [high, low] => Some(digit(high)? << 4 | digit(low)?),
+            [high, low] => Some((digit(high)? << 4) | digit(low)?),
             _ => None,
         })
         .collect::<Option<Vec<u8>>>()

@@ -49,7 +49,7 @@ impl Engine {
             // Acquire: what the guest wrote to its ring before it set the bit is seen.
             let bits = ram.fetch_and_u32(gpa, 0, Ordering::AcqRel).unwrap_or(0);
             for bit in 0..32u8 {
-                if bits >> bit & 1 == 0 {
+                if (bits >> bit) & 1 == 0 {
                     continue;
                 }
                 let id = group as u8 * 32 + bit;

@@ -459,7 +459,7 @@ fn monitored_channels_are_found_by_their_bit() {
     assert!(channel.tx.commit());
     // Trigger group 0, pending bit 0, and one that no channel has.
     let ram = bench.partition.ram().clone();
-    ram.fetch_or_u32(MONITOR_PAGE + 8, 1 | 1 << 31, Ordering::SeqCst)
+    ram.fetch_or_u32(MONITOR_PAGE + 8, 1 | (1 << 31), Ordering::SeqCst)
         .expect("RAM");
     bench.pass(10, false);
     assert!(bench.receive(&mut channel).is_some(), "the first beat");

@@ -52,7 +52,7 @@ pub struct OpenParams {
 
 /// Connection id of a channel's signals (OpenVMM `ConnectionId::new`, for VTL 0).
 pub fn connection_id(relid: Relid) -> u32 {
-    relid.0 | u32::from(VMBUS_SINT) << 12
+    relid.0 | (u32::from(VMBUS_SINT) << 12)
 }
 
 /// The relid of a connection id, if it is one of a channel.

@@ -47,7 +47,7 @@ fn header(relid: u32, id: u32, range_buflen: u16, range_count: u16, words: &[u64
 }
 
 fn range(len: u32, offset: u32) -> u64 {
-    u64::from(len) | u64::from(offset) << 32
+    u64::from(len) | (u64::from(offset) << 32)
 }
 
 #[test]

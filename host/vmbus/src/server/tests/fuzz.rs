@@ -43,7 +43,7 @@ fn words() -> impl Strategy<Value = Vec<u64>> {
     let word = prop_oneof![
         Just(4096u64),
         Just(8 * 4096),
-        Just(8192 | 8 << 32),
+        Just(8192 | (8 << 32)),
         0..PAGES + 2,
         any::<u64>(),
     ];

@@ -136,7 +136,7 @@ fn storm(ctx: &Ctx) -> Result<()> {
 fn reload(ctx: &Ctx) -> Result<()> {
     // The C bus is built in: there only hv_utils can go.
     let with_bus = ctx.drivers == Drivers::Rust;
-    let per_window = ctx.count(13, 2);
+    let per_window = ctx.count(LONG_WINDOW, 2);
     ctx.booted(ctx.config().smp(2), |vm| {
         let one = || -> Result<()> {
             vm.load_drivers()?;
@@ -163,14 +163,25 @@ fn reload(ctx: &Ctx) -> Result<()> {
         }
         let mark = vm.log_mark()?;
         let connects = vm.host().status()?.connects;
-        let mut readings = vec![Memory::read(vm)?];
-        for _ in 0..WINDOWS {
-            for _ in 0..per_window {
-                one()?;
+        let mut times = 0;
+        let mut series = |per_window: u32| -> Result<(Vec<Memory>, Vec<String>)> {
+            let mut readings = vec![Memory::read(vm)?];
+            for _ in 0..WINDOWS {
+                for _ in 0..per_window {
+                    one()?;
+                }
+                readings.push(Memory::read(vm)?);
             }
-            readings.push(Memory::read(vm)?);
+            times += per_window * WINDOWS;
+            let leaks = leaks(&readings, i64::from(per_window));
+            Ok((readings, leaks))
+        };
+        let (mut readings, mut leaking) = series(per_window)?;
+        if !leaking.is_empty() && per_window < LONG_WINDOW {
+            // In short windows, two objects more on the CPUs' own lists look like a leak. A real one is
+            // there in long windows, too.
+            (readings, leaking) = series(LONG_WINDOW)?;
         }
-        let times = per_window * WINDOWS;
         let lines = vm.log_since(mark)?;
         let count =
             |text: &str| lines.iter().filter(|line| line.text.contains(text)).count() as u32;
@@ -191,11 +202,10 @@ fn reload(ctx: &Ctx) -> Result<()> {
                 u64::from(times),
             )?;
         }
-        let leaks = leaks(&readings, i64::from(per_window));
         ensure!(
-            leaks.is_empty(),
-            "lost in {times} cycles: {}",
-            leaks.join(", ")
+            leaking.is_empty(),
+            "lost in the last {WINDOWS} windows of {times} cycles in all: {}",
+            leaking.join(", ")
         );
         let (first, last) = (&readings[0], &readings[readings.len() - 1]);
         let grown = |name: &str| last.0.get(name).unwrap_or(&0) - first.0.get(name).unwrap_or(&0);
@@ -211,6 +221,9 @@ fn reload(ctx: &Ctx) -> Result<()> {
 /// Stretches of cycles between two looks at the memory. What is on the CPUs' own lists of free objects counts as used and
 /// moves by dozens either way; a leak grows in every stretch.
 const WINDOWS: u32 = 4;
+
+/// Cycles in a window that is long enough for what the CPUs' own lists do not to count.
+const LONG_WINDOW: u32 = 13;
 
 /// How the guest's memory is used: counts by name.
 #[derive(Default)]

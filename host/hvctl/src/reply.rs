@@ -171,7 +171,7 @@ pub struct HeartbeatStatus {
     pub sent: u64,
     /// Answered in sequence.
     pub answered: u64,
-    /// Not answered when the next was sent and a second had passed, or answered with a wrong sequence number.
+    /// Not answered when the next was sent and ten seconds had passed, or answered with a wrong sequence number.
     pub missed: u64,
     /// Beats of a burst still to be sent.
     pub burst_left: u32,

@@ -16,7 +16,7 @@ use crate::device::{Control, Device, DeviceInfo, DeviceIo, RefTime, TICKS_PER_MS
 const INTERVAL_MS: u64 = 2000;
 /// How long an answer may take before its beat counts as missed, and before the next beat of a burst without an
 /// interval is sent all the same.
-const PATIENCE_MS: u64 = 1000;
+const PATIENCE_MS: u64 = 10_000;
 
 /// Beats whose answers are recognised. Rings of 12 KiB, as Linux has, hold 128 of them.
 const MAX_OUTSTANDING: usize = 4096;

@@ -187,6 +187,8 @@ mod tests {
         assert_eq!(SHUTDOWN.to_string(), "0e0b6031-5213-4934-818b-38d90ced39db");
         assert_eq!(TIMESYNC.to_string(), "9527e630-d0ae-497b-adce-e80ab0175caf");
         assert_eq!(SCSI.to_string(), "ba6163d9-04a1-4d29-b605-72e2ffb1dc7f");
+        assert_eq!(IDE.to_string(), "32412632-86cb-44a2-9b5c-50d1417354f5");
+        assert_eq!(FC.to_string(), "2f9bcc4a-0069-4af3-b76b-6fd0be528cda");
     }
 
     #[test]

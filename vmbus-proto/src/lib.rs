@@ -17,6 +17,7 @@
 //! | [`connection`], [`channel`] | the client's state machines |
 //! | [`util`] | small decisions and tables shared by several modules |
 //! | [`ic`] | integration components: heartbeat, shutdown, timesync |
+//! | [`storvsc`] | storage: SCSI, IDE and Fibre Channel controllers |
 //!
 //! Sources are cited at each definition: "TLFS" is Microsoft's *Hypervisor Top Level Functional
 //! Specification* (by page and heading of the published HTML), `hyperv.h` is Linux'
@@ -54,6 +55,7 @@ pub mod msg;
 pub mod packet;
 pub mod range;
 pub mod ring;
+pub mod storvsc;
 pub mod tlfs;
 pub mod util;
 pub mod version;

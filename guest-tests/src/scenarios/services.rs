@@ -69,9 +69,7 @@ fn flood(ctx: &Ctx) -> Result<()> {
     let count = ctx.count(10_000, 500);
     ctx.connected(ctx.config().smp(2), |vm| {
         let before = vm.time()?.monotonic_ns;
-        // Known defect: back to back, a wake-up is lost now and then with the Rust modules. Whether host or guest loses it is not
-        // known. --full shows it; CI's size leaves a millisecond between beats.
-        vm.paced_beats(count, ctx.count(0, 1))?;
+        vm.beats(count)?;
         let ms = (vm.time()?.monotonic_ns - before) as f64 / 1e6;
         // Reenlightenment interrupts would mean that the host believes the machine to have moved.
         let unwanted: u64 = interrupts(vm, "HRE:")?.unwrap_or_default().iter().sum();

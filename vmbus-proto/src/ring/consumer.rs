@@ -131,6 +131,15 @@ impl<M: RingMemory> Consumer<M> {
         self.committed
     }
 
+    /// Whether a quarter of the ring has been read but not given back: [`commit`](Self::commit) before reading on.
+    /// A reader whose peer writes as fast as it reads may never find the ring empty; without this it would
+    /// fill up, with nothing in it.
+    #[inline]
+    #[must_use]
+    pub const fn should_commit(&self) -> bool {
+        distance(self.committed, self.next, self.size) >= self.size / 4
+    }
+
     /// Looks at the producer's index.
     #[inline]
     fn refresh(&mut self) -> Result<(), RingError> {

@@ -296,6 +296,20 @@ fn full_and_too_large() {
     assert_eq!(read(&mut rx).unwrap(), (8, payload(4088, 2)));
 }
 
+/// A reader that never finds the ring empty is told to give room back in time.
+#[test]
+fn a_writer_as_fast_as_the_reader_never_finds_the_ring_full() {
+    let (_ring, mut tx, mut rx) = pair(4096);
+    for id in 0..1000 {
+        tx.send_in_band(&payload(64, 1), id, false).unwrap();
+        let _ = tx.commit();
+        if rx.should_commit() {
+            assert!(!rx.commit());
+        }
+        assert_eq!(read(&mut rx).unwrap().0, id);
+    }
+}
+
 /// Every start position of a packet in the ring, so every way to wrap.
 #[test]
 fn wraps_at_every_position() {

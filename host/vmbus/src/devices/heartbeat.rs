@@ -14,8 +14,8 @@ use crate::device::{Control, Device, DeviceInfo, DeviceIo, RefTime, TICKS_PER_MS
 
 /// Hyper-V's interval (`hv_util.c`, above `heartbeat_onchannelcallback`).
 const INTERVAL_MS: u64 = 2000;
-/// How long an answer may take before its beat counts as missed, and before the next beat of a burst without an
-/// interval is sent all the same.
+/// How long an answer may take before its beat counts as missed (a guest whose processors share a busy machine may not
+/// run for seconds), and before the next beat of a burst is sent although there is no answer or no room.
 const PATIENCE_MS: u64 = 10_000;
 
 /// Beats whose answers are recognised. Rings of 12 KiB, as Linux has, hold 128 of them.
@@ -36,6 +36,8 @@ pub(super) struct Heartbeat {
     burst: Option<Burst>,
     next_beat: Option<RefTime>,
     next_burst: Option<RefTime>,
+    /// When a beat of the burst first found no room, while it waits for some.
+    full_since: Option<RefTime>,
     sequence: u64,
     outstanding: Vec<Outstanding>,
     counts: HeartbeatStatus,
@@ -56,15 +58,15 @@ impl Heartbeat {
             burst: None,
             next_beat: None,
             next_burst: None,
+            full_since: None,
             sequence: 0,
             outstanding: Vec::new(),
             counts: HeartbeatStatus::default(),
         })
     }
 
-    /// Whether the beat was sent (or cannot be sent at all).
-    fn beat(&mut self, io: &mut DeviceIo<'_>) -> bool {
-        let now = io.now();
+    /// Counts what was not answered in time.
+    fn note_missed(&mut self, now: RefTime) {
         // A beat whose answer is not here when the next is sent was missed, unless the next comes soon: on a
         // busy machine a guest may not run for some hundred milliseconds.
         let late = |o: &&mut Outstanding| now.saturating_sub(o.sent) >= PATIENCE_MS * TICKS_PER_MS;
@@ -77,33 +79,35 @@ impl Heartbeat {
             old.missed = true;
             self.counts.missed += 1;
         }
+    }
+
+    fn beat(&mut self, io: &mut DeviceIo<'_>) -> Result<(), SendError> {
+        let now = io.now();
+        self.note_missed(now);
+        let id = self
+            .ic
+            .request(io, HeartbeatMessage::request(self.sequence).as_bytes())?;
         // Answers that come late are still recognised. More than fit in rings of the usual size are not kept.
         if self.outstanding.len() >= MAX_OUTSTANDING {
             let oldest = self.outstanding.remove(0);
             self.counts.missed += u64::from(!oldest.missed);
         }
-        match self
-            .ic
-            .request(io, HeartbeatMessage::request(self.sequence).as_bytes())
-        {
-            Ok(id) => {
-                self.outstanding.push(Outstanding {
-                    id,
-                    sequence: self.sequence,
-                    sent: now,
-                    missed: false,
-                });
-                self.sequence = self.sequence.wrapping_add(1);
-                self.counts.sent += 1;
-                true
-            }
-            // A guest that does not read its ring misses its beats.
-            Err(SendError::Full) => {
-                self.counts.sent += 1;
-                self.counts.missed += 1;
-                true
-            }
-            Err(_) => false,
+        self.outstanding.push(Outstanding {
+            id,
+            sequence: self.sequence,
+            sent: now,
+            missed: false,
+        });
+        self.sequence = self.sequence.wrapping_add(1);
+        self.counts.sent += 1;
+        Ok(())
+    }
+
+    /// A beat of the usual pace: a guest that leaves no room in its ring misses it.
+    fn regular_beat(&mut self, io: &mut DeviceIo<'_>) {
+        if self.beat(io) == Err(SendError::Full) {
+            self.counts.sent += 1;
+            self.counts.missed += 1;
         }
     }
 
@@ -113,18 +117,42 @@ impl Heartbeat {
     }
 
     fn burst_beat(&mut self, io: &mut DeviceIo<'_>) {
-        let Some(burst) = &mut self.burst else { return };
+        let Some(mut burst) = self.burst else { return };
+        let now = io.now();
+        match self.beat(io) {
+            Ok(()) => {}
+            // The guest reads as fast as we write and has not given room back yet: `poll` is called when it does.
+            Err(SendError::Full) if self.full_since.is_none() => {
+                self.full_since = Some(now);
+                self.next_burst = Some(now + PATIENCE_MS * TICKS_PER_MS);
+                return;
+            }
+            Err(SendError::Full) => {
+                let since = self.full_since.unwrap_or(now);
+                if now.saturating_sub(since) < PATIENCE_MS * TICKS_PER_MS {
+                    return;
+                }
+                // It does not read its ring.
+                self.counts.sent += 1;
+                self.counts.missed += 1;
+            }
+            Err(_) => burst.count = 0,
+        }
+        self.full_since = None;
         burst.count = burst.count.saturating_sub(1);
-        let (left, every) = (burst.count, burst.every_ms);
-        let sent = self.beat(io);
-        if left == 0 || !sent {
+        self.burst = Some(burst);
+        if burst.count == 0 {
             self.burst = None;
             self.next_burst = None;
             // The interval starts anew, so that a beat of the burst has its time to be answered.
-            self.schedule_next(io.now());
+            self.schedule_next(now);
         } else {
-            let wait = if every == 0 { PATIENCE_MS } else { every };
-            self.next_burst = Some(io.now() + wait.saturating_mul(TICKS_PER_MS));
+            let wait = if burst.every_ms == 0 {
+                PATIENCE_MS
+            } else {
+                burst.every_ms
+            };
+            self.next_burst = Some(now + wait.saturating_mul(TICKS_PER_MS));
         }
     }
 
@@ -153,6 +181,7 @@ impl Device for Heartbeat {
         self.outstanding.clear();
         self.next_beat = None;
         self.next_burst = None;
+        self.full_since = None;
         self.burst = None;
     }
 
@@ -160,7 +189,7 @@ impl Device for Heartbeat {
         let answer = match self.ic.packet(io, packet) {
             Incoming::Negotiated => {
                 if self.interval_ms > 0 {
-                    self.beat(io);
+                    self.regular_beat(io);
                 }
                 self.schedule_next(io.now());
                 return;
@@ -209,12 +238,12 @@ impl Device for Heartbeat {
     fn poll(&mut self, io: &mut DeviceIo<'_>) {
         self.ic.poll(io);
         let now = io.now();
-        if self.next_burst.is_some_and(|due| due <= now) {
+        if self.full_since.is_some() || self.next_burst.is_some_and(|due| due <= now) {
             self.burst_beat(io);
         }
         if self.next_beat.is_some_and(|due| due <= now) {
             if self.burst.is_none() {
-                self.beat(io);
+                self.regular_beat(io);
             }
             self.schedule_next(now);
         }
@@ -245,6 +274,7 @@ impl Device for Heartbeat {
             }
             if let Some(burst) = burst.filter(|b| b.count > 0) {
                 self.burst = Some(burst);
+                self.full_since = None;
                 // A beat under way is waited for: its answer or its patience starts the burst.
                 if self.outstanding.iter().all(|o| o.missed) {
                     self.outstanding.clear();

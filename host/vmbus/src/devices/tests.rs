@@ -202,6 +202,69 @@ fn a_fast_burst_to_a_guest_that_sleeps_makes_no_violation() {
     assert_eq!(status.sent, 91);
 }
 
+/// A guest that reads but gives room back late does not miss the beats that found none.
+#[test]
+fn a_burst_waits_for_room_in_the_ring() {
+    let (mut bench, mut channel) = bench("heartbeat", &[]);
+    let mut guest = heartbeat::Guest::new();
+    agree(&mut bench, &mut channel, |p| {
+        assert!(guest.on_packet(p).reply)
+    });
+    let mut served = serve(&mut bench, &mut channel, |p| {
+        assert!(guest.on_packet(p).reply)
+    });
+    let (count, every_ms) = (300, 1);
+    bench
+        .control(Command::Heartbeat {
+            interval_ms: Some(0),
+            burst: Some(Burst { count, every_ms }),
+        })
+        .expect("burst");
+    for _ in 0..400 {
+        bench.pass(1, false);
+    }
+    let full = beat_status(&mut bench);
+    assert!((64..300).contains(&full.sent), "{full:?}");
+    assert_eq!(full.missed, 0);
+    for _ in 0..400 {
+        served += serve(&mut bench, &mut channel, |p| {
+            assert!(guest.on_packet(p).reply)
+        });
+        bench.pass(1, false);
+    }
+    let status = beat_status(&mut bench);
+    assert_eq!((served, status.answered, status.missed), (301, 301, 0));
+    assert_eq!(bench.violations().count, 0);
+}
+
+/// One that never does misses them, one by one.
+#[test]
+fn a_burst_to_a_guest_that_gives_no_room_is_missed() {
+    let (mut bench, mut channel) = bench("heartbeat", &[]);
+    let mut guest = heartbeat::Guest::new();
+    agree(&mut bench, &mut channel, |p| {
+        assert!(guest.on_packet(p).reply)
+    });
+    bench
+        .control(Command::Heartbeat {
+            interval_ms: Some(0),
+            burst: Some(Burst {
+                count: 300,
+                every_ms: 1,
+            }),
+        })
+        .expect("burst");
+    for _ in 0..400 {
+        bench.pass(1, false);
+    }
+    let full = beat_status(&mut bench);
+    bench.pass(10_000, false);
+    let later = beat_status(&mut bench);
+    assert_eq!(later.sent, full.sent + 1, "{later:?}");
+    assert!(later.missed >= full.sent, "{later:?}");
+    assert_eq!(later.burst_left, full.burst_left - 1);
+}
+
 #[test]
 fn a_wrong_sequence_number_is_a_violation() {
     let (mut bench, mut channel) = bench("heartbeat", &[]);

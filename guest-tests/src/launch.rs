@@ -165,8 +165,9 @@ pub fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Vec<S
         add(&["-global", "PIIX4_PM.disable_s4=1"]);
     }
     add(&[
+        // Below two, QEMU compiles no guest atomics; the host needs them.
         "-smp",
-        &config.smp.to_string(),
+        &format!("{},maxcpus={}", config.smp, config.smp.max(2)),
         "-m",
         &config.memory.to_string(),
     ]);

@@ -41,6 +41,8 @@ pub(crate) struct Plugin {
     /// Taken by the VMBus half when it starts.
     set_log_level: Mutex<Option<LogLevelSetter>>,
     vp_count: u32,
+    /// vCPUs that the machine may have.
+    max_vcpus: i32,
     /// The TSC when the plugin was installed.
     installed: TscSample,
     pub(crate) profile: Option<Arc<Profile>>,
@@ -142,6 +144,7 @@ unsafe fn install(id: u64, info: &Info, argc: c_int, argv: *mut *mut c_char) -> 
             args,
             set_log_level,
             vp_count,
+            max_vcpus: info.max_vcpus,
             installed,
             profile,
             host: OnceLock::new(),
@@ -257,11 +260,19 @@ unsafe extern "C" fn on_machine_done(_: *mut Notifier, _: *mut c_void) {
 }
 
 fn start(plugin: &'static Plugin) -> Result<Host, String> {
-    // Without parallel vCPUs QEMU compiles the index of the translating vCPU into blocks that all
-    // of them execute (`plugin-gen.c`, `gen_cpu_index`), so that we would serve the wrong one.
+    // Our threads use atomics on memory that the guest uses atomics on, too (rings, event flags). QEMU compiles guest
+    // atomics and barriers as such only with a thread per vCPU and a machine that may have several
+    // (`tcg-accel-ops-mttcg.c`, `mttcg_cpu_thread_fn` and `tcg_cpu_init_cflags`); otherwise events would be lost now and
+    // then. Besides, without it QEMU compiles the index of the translating vCPU into blocks that all of them execute
+    // (`plugin-gen.c`, `gen_cpu_index`).
     // SAFETY: no arguments; valid once the accelerator is configured, as it is now.
-    if plugin.vp_count > 1 && !unsafe { (plugin.api.qemu_tcg_mttcg_enabled)() } {
-        return Err("more than one vCPU needs -accel tcg,thread=multi, and no -icount".to_owned());
+    if !unsafe { (plugin.api.qemu_tcg_mttcg_enabled)() } {
+        return Err("needs -accel tcg,thread=multi, and no -icount".to_owned());
+    }
+    if plugin.max_vcpus < 2 {
+        return Err(
+            "one vCPU needs -smp 1,maxcpus=2: QEMU leaves out guest atomics otherwise".to_owned(),
+        );
     }
     let machine = Arc::new(QemuMachine::new(
         plugin.api,

@@ -188,7 +188,7 @@ fn boot(stage: &mut Stage) -> Result<String> {
 fn connect(stage: &mut Stage) -> Result<String> {
     let vm = stage.vm()?;
     vm.load_drivers()?;
-    for module in vm.config.drivers.modules() {
+    for module in vm.config.modules() {
         say(format!("module {module}"));
     }
     if vm.config.drivers == Drivers::C {

@@ -28,6 +28,8 @@ pub struct Env {
     pub logs: PathBuf,
     /// `HV_STATE`: this checkout's place in the cache, seen alike from inside and outside of the build tree.
     pub state: PathBuf,
+    /// `HV_DEBIAN`: Debian on a raw disk image; there when what was started asked for it.
+    pub debian: Option<PathBuf>,
     /// `HV_SOURCE`: the checkout (suite `unit`).
     pub source: PathBuf,
 }
@@ -48,6 +50,7 @@ impl Env {
             modules: existing("HV_MODULES")?,
             logs: path("HV_LOGS")?,
             state: path("HV_STATE")?,
+            debian: existing("HV_DEBIAN").ok(),
             source: existing("HV_SOURCE")?,
         })
     }

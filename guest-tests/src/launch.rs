@@ -15,8 +15,8 @@ use rustix::fs::{fcntl_getfl, fcntl_setfl, mknodat, FileType, Mode, OFlags, CWD}
 
 use crate::cpio::{self, Archive};
 use crate::env::TempDir;
-use crate::vm::{RUST_MODULES, SOON};
-use crate::{Drivers, Env, VmConfig};
+use crate::vm::{IC_DEVICES, RUST_MODULES, SOON};
+use crate::{disks, Drivers, Env, VmConfig};
 
 /// A socket that QEMU connects to when it starts.
 pub struct Listener {
@@ -131,7 +131,7 @@ fn option(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-pub fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Vec<String> {
+pub fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Result<Vec<String>> {
     let mut args: Vec<String> = Vec::new();
     let mut add = |words: &[&str]| args.extend(words.iter().map(|&word| word.to_owned()));
     let socket = |name: &str| {
@@ -149,6 +149,11 @@ pub fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Vec<S
     if config.interactive {
         cmdline.push("hv.shell");
     }
+    let root = config
+        .root
+        .as_ref()
+        .map(|device| format!("hv.root={device} hv.load={}", config.modules().join(",")));
+    cmdline.extend(root.as_deref());
     cmdline.extend(config.cmdline.iter().map(String::as_str));
 
     add(&["-nodefaults", "-no-user-config", "-display", "none"]);
@@ -197,7 +202,12 @@ pub fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Vec<S
         "-mon",
         "chardev=qmp,mode=control",
     ]);
-    for disk in &config.disks {
+    if let (true, Some(debian)) = (config.tools, &env.debian) {
+        // The first: /dev/vda.
+        let drive = format!("file={},if=virtio,format=raw,readonly=on", option(debian));
+        add(&["-drive", &drive]);
+    }
+    for disk in &config.virtio_disks {
         add(&[
             "-drive",
             &format!("file={},if=virtio,format=raw", option(disk)),
@@ -217,8 +227,14 @@ pub fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Vec<S
         if let Some(version) = &config.vmbus {
             plugin.push_str(&format!(",vmbus={version}"));
         }
-        if !config.devices.is_empty() {
-            let list = config.devices.join("+").replace(',', ",,");
+        let mut devices = config.devices.clone();
+        let disks = disks::devices(&config.disks, &config.controllers, dir)?;
+        if devices.is_empty() && !disks.is_empty() {
+            devices.extend(IC_DEVICES.map(str::to_owned));
+        }
+        devices.extend(disks);
+        if !devices.is_empty() {
+            let list = devices.join("+").replace(',', ",,");
             plugin.push_str(&format!(",devices={list}"));
         }
         if config.profile {
@@ -227,7 +243,7 @@ pub fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Vec<S
         add(&["-plugin", &plugin]);
     }
     args.extend(config.qemu_args.iter().cloned());
-    args
+    Ok(args)
 }
 
 /// A command line that can be pasted into a shell.

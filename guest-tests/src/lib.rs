@@ -12,6 +12,7 @@ pub mod agent;
 pub mod console;
 pub mod cpio;
 pub mod demo;
+pub mod disks;
 pub mod env;
 pub mod interactive;
 mod launch;

@@ -374,6 +374,7 @@ mod tests {
             modules: none(),
             logs: none(),
             state: none(),
+            debian: None,
             source: none(),
         }
     }

@@ -16,6 +16,7 @@ use hvctl::{Client, HeartbeatStatus, Until};
 
 use crate::agent::Agent;
 use crate::console::Console;
+use crate::disks::Disk;
 use crate::env::TempDir;
 use crate::launch::{qemu_args, quote, shared_dir, write_initrd, Fifo, Listener};
 use crate::qmp::Qmp;
@@ -23,6 +24,9 @@ use crate::Env;
 
 /// From QEMU's start to the agent's greeting, at most. A boot takes about 4 s on an idle machine.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+/// The same for a Debian system, to its multi-user.target.
+pub const SYSTEM_LIMIT: Duration = Duration::from_secs(300);
 
 /// For a command in the guest, at most, unless a test says otherwise.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
@@ -47,6 +51,15 @@ impl Drivers {
         match self {
             Self::Rust => &["hv_vmbus_rs", "hv_utils_rs"],
             Self::C => &["hv_utils"],
+            Self::None => &[],
+        }
+    }
+
+    /// The modules of the SCSI controller, loaded after those of [`Drivers::modules`].
+    pub fn storage_modules(self) -> &'static [&'static str] {
+        match self {
+            Self::Rust => &["hv_storvsc_rs"],
+            Self::C => &["hv_storvsc"],
             Self::None => &[],
         }
     }
@@ -78,8 +91,19 @@ pub struct VmConfig {
     pub devices: Vec<String>,
     /// More words for the kernel command line.
     pub cmdline: Vec<String>,
-    /// Disk images. Attached as virtio disks as long as the host has no SCSI controller.
-    pub disks: Vec<PathBuf>,
+    /// Disk images for virtio disks; those of the emulated host are among the `devices`.
+    pub virtio_disks: Vec<PathBuf>,
+    /// Disks that the emulated host offers from the start.
+    pub disks: Vec<Disk>,
+    /// Arguments of storage controllers: name, words. A controller may be without disks.
+    pub controllers: Vec<(String, String)>,
+    /// Load the drivers of the SCSI controller, too.
+    pub storage: bool,
+    /// Boot the system on this disk of the guest (`/dev/sda`, or `UUID=` and that of its ext4 file system): the
+    /// initramfs loads the drivers and hands over.
+    pub root: Option<String>,
+    /// Attach the Debian image read-only as a virtio disk: [`Vm::tools`] makes its programs usable.
+    pub tools: bool,
     /// A user-mode network card (virtio).
     pub network: bool,
     /// Counts guest instructions.
@@ -109,7 +133,12 @@ impl VmConfig {
             vmbus: None,
             devices: Vec::new(),
             cmdline: Vec::new(),
+            virtio_disks: Vec::new(),
             disks: Vec::new(),
+            controllers: Vec::new(),
+            storage: false,
+            root: None,
+            tools: false,
             network: false,
             profile: false,
             kernel: None,
@@ -147,6 +176,54 @@ impl VmConfig {
     pub fn cmdline(mut self, word: &str) -> Self {
         self.cmdline.push(word.into());
         self
+    }
+
+    /// Memory in MiB.
+    #[must_use]
+    pub fn memory(mut self, mib: u32) -> Self {
+        self.memory = mib;
+        self
+    }
+
+    /// A disk of the emulated host.
+    #[must_use]
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
+    /// A storage controller with arguments, such as `subchannels=0`.
+    #[must_use]
+    pub fn controller(mut self, name: &str, words: &str) -> Self {
+        self.controllers.push((name.into(), words.into()));
+        self
+    }
+
+    /// With the drivers of the SCSI controller, and the programs of the Debian image.
+    #[must_use]
+    pub fn storage(mut self) -> Self {
+        self.storage = true;
+        self.tools = true;
+        self
+    }
+
+    /// Boots the system on this disk of the guest instead of staying in the initramfs.
+    #[must_use]
+    pub fn root(mut self, device: &str) -> Self {
+        self.storage = true;
+        self.tools = false;
+        self.root = Some(device.into());
+        self
+    }
+
+    /// The modules that make this guest's drivers, in the order in which they are loaded.
+    pub fn modules(&self) -> Vec<&'static str> {
+        let storage = if self.storage {
+            self.drivers.storage_modules()
+        } else {
+            &[]
+        };
+        [self.drivers.modules(), storage].concat()
     }
 
     /// Without the emulated host.
@@ -203,7 +280,7 @@ impl Vm {
         };
         let control = dir.path().join("control.sock");
 
-        let args = qemu_args(env, &config, dir.path(), &logs);
+        let args = qemu_args(env, &config, dir.path(), &logs)?;
         let begin = Instant::now();
         let qemu_log = logs.join("qemu.log");
         let output = fs::File::create(&qemu_log).with_context(|| qemu_log.display().to_string())?;
@@ -268,7 +345,14 @@ impl Vm {
             vm.host = Some(Mutex::new(client));
         }
         vm.agent
-            .hello(1, BOOT_LIMIT)
+            .hello(
+                1,
+                if vm.config.root.is_some() {
+                    SYSTEM_LIMIT
+                } else {
+                    BOOT_LIMIT
+                },
+            )
             .map_err(|err| vm.explain(err))?;
         vm.boot_time = begin.elapsed();
         Ok(vm)
@@ -290,8 +374,11 @@ impl Vm {
     /// # Errors
     /// The module loader's words, or the name of what did not happen in time.
     pub fn load_drivers(&self) -> Result<()> {
-        for module in self.config.drivers.modules() {
-            self.load(module)?;
+        // A guest that boots from a disk has them already.
+        if self.config.root.is_none() {
+            for module in self.config.modules() {
+                self.load(module)?;
+            }
         }
         if self.config.drivers != Drivers::None {
             self.host()
@@ -338,17 +425,43 @@ impl Vm {
         self.sh(&format!("rmmod {module}")).map(drop)
     }
 
-    /// Unloads the drivers of [`Drivers::modules`], last one first.
+    /// Unloads the drivers of [`VmConfig::modules`], last one first.
     ///
     /// # Errors
     /// See [`Vm::unload`].
     pub fn unload_drivers(&self) -> Result<()> {
         self.config
-            .drivers
             .modules()
             .iter()
             .rev()
             .try_for_each(|module| self.unload(module))
+    }
+
+    /// Makes the programs of the Debian image usable: `chroot /debian fio …`. They come from a virtio disk, so that
+    /// they work whatever becomes of the controller under test.
+    ///
+    /// # Errors
+    /// The guest's error.
+    pub fn tools(&self) -> Result<()> {
+        self.sh(
+            "modprobe virtio_pci; modprobe virtio_blk; modprobe ext4; mkdir -p /debian \
+             && mount -t ext4 -o ro,noload /dev/vda /debian \
+             && for d in proc sys dev run tmp; do mount --rbind /$d /debian/$d; done",
+        )
+        .map(drop)
+    }
+
+    /// Waits until the Debian system that booted from a disk has reached its target. Its state: `running`, or `degraded`
+    /// when a unit failed.
+    ///
+    /// # Errors
+    /// When it does not come in time.
+    pub fn wait_system(&self) -> Result<String> {
+        let out = self.run("systemctl is-system-running --wait", SYSTEM_LIMIT)?;
+        if out.killed {
+            bail!("multi-user.target was not reached: {}", describe(&out));
+        }
+        Ok(out.stdout.text().trim().to_owned())
     }
 
     /// The host's control connection of this VM. Hold it for one call at a time.

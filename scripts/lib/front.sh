@@ -106,7 +106,7 @@ lock_checkout() {
 prune() {
 	local dir stage family
 	discard "$HV_CACHE"/*/.tmp.*
-	for stage in base tree kernel artifacts image; do
+	for stage in base tree kernel artifacts image debian; do
 		declare -A seen=()
 		while IFS= read -r dir; do
 			family=${dir##*/}
@@ -131,7 +131,7 @@ prune() {
 status() {
 	local stage dir
 	printf 'cache: %s\n' "$HV_CACHE"
-	for stage in base kernel tree artifacts image checkouts; do
+	for stage in base kernel tree artifacts image debian checkouts; do
 		for dir in "$HV_CACHE/$stage"/*/; do
 			[[ -d $dir ]] || continue
 			printf '%-10s %-45s %8s  used %s\n' "$stage" "$(basename "$dir")" \
@@ -184,11 +184,38 @@ take_kernel() {
 	done
 }
 
+# wants_debian PROGRAM: whether it, called with ARGS, needs the Debian disk image.
+wants_debian() {
+	local arg previous='' suites=0
+	case $1 in
+	hv-demo) return 0 ;;
+	hv-vm)
+		for arg in ${ARGS[@]+"${ARGS[@]}"}; do
+			[[ ! ( $previous == --disk && $arg =~ ^debian(,|$) || $arg =~ ^--disk=debian(,|$) ) ]] || return 0
+			previous=$arg
+		done
+		return 1
+		;;
+	hv-test)
+		# Needed by the suite storage, which runs when it is named or when none is.
+		for arg in ${ARGS[@]+"${ARGS[@]}"}; do
+			[[ $arg != storage ]] || return 0
+			! grep -q "^$arg " "$HV_SCRIPTS/suites" || suites=1
+		done
+		((suites == 0))
+		;;
+	*) return 1 ;;
+	esac
+}
+
 # run_program PROGRAM ARG…: sets up, builds, and runs one of the programs of guest-tests in the tree.
 run_program() {
 	local program=$1 rc=0
 	shift
 	take_kernel "$@"
+	if wants_debian "$program"; then
+		export HV_WANT_DEBIAN=1
+	fi
 	enter_namespace "$@"
 	open_cache
 	checkout_dirs

@@ -25,6 +25,11 @@ HV_GUEST_MODULES="drivers/hv/ drivers/net/hyperv/ hv_storvsc drivers/uio/ driver
 	pci-hyperv-intf hv_sock hyperv-keyboard hid-hyperv hyperv_drm hyperv_fb scsi_transport_fc sd_mod sr_mod sg
 	virtio_blk virtio_net virtio_scsi ext4 loop dummy failover net_failover"
 
+# The Debian system on a disk image: what boots from it, and the tools that storage tests use.
+HV_DEBIAN_PACKAGES="systemd systemd-sysv udev kmod e2fsprogs xfsprogs btrfs-progs fio sg3-utils lsscsi
+	smartmontools util-linux"
+HV_DEBIAN_SIZE=3G
+
 # mirror_of GLOB DEFAULT: where the machine's own apt gets a suite that matches GLOB.
 mirror_of() {
 	local uri release component
@@ -191,7 +196,7 @@ all_of() {
 	done
 }
 
-# Where the stages of the chosen kernel lie. Sets TREE KERNEL KDIR IMAGE (directories outside the
+# Where the stages of the chosen kernel lie. Sets TREE KERNEL KDIR IMAGE DEBIAN (directories outside the
 # tree), and TREE_KEY and TREE_PACKAGES.
 name_stages() {
 	local name key
@@ -207,6 +212,9 @@ name_stages() {
 	KDIR=$HV_CACHE/artifacts/$KREL-$key
 	key=$({ script_text "$HV_SCRIPTS/stages/image"; echo "$KERNEL_KEY $TREE_KEY $HV_GUEST_MODULES"; } | short_hash)
 	IMAGE=$HV_CACHE/image/$KREL-$key
+	# The compilers are not in it: it stays when only the tree changes.
+	key=$({ script_text "$HV_SCRIPTS/stages/debian" "$HV_SCRIPTS/stages/base"; echo "$KERNEL_KEY $HV_DEBIAN_PACKAGES $HV_DEBIAN_SIZE"; } | short_hash)
+	DEBIAN=$HV_CACHE/debian/$KREL-$key
 	export_environment
 }
 
@@ -221,8 +229,10 @@ is_ready() {
 	kernel_key
 	name_stages
 	[[ -e $TREE/$HV_TREE_CHECK && -e $KERNEL/vmlinuz && -e $KDIR/Module.symvers && -e $IMAGE/base.cpio ]] || return 1
+	[[ -z ${HV_WANT_DEBIAN-} || -e $DEBIAN/root.img ]] || return 1
 	# What is in use is not pruned.
 	touch -c "$TREE" "$KERNEL" "$KDIR" "$IMAGE"
+	[[ -z ${HV_WANT_DEBIAN-} ]] || touch -c "$DEBIAN"
 }
 
 # setup [--build]: everything up to a bootable base, and with --build the checkout's programs and
@@ -245,11 +255,11 @@ setup() {
 		# The two halves share the lock of this checkout; that of the cache is given back as soon as
 		# no stage is left to make.
 		{ lock_checkout && build_programs; } &
-		{ setup_artifacts && setup_image && unlock_cache && lock_checkout && build_modules; } &
+		{ setup_artifacts && setup_image && setup_debian && unlock_cache && lock_checkout && build_modules; } &
 		all_of 2 || return
 		flock -u "$HV_BUILD_LOCK"
 	else
-		setup_artifacts && setup_image && unlock_cache
+		setup_artifacts && setup_image && setup_debian && unlock_cache
 	fi
 }
 
@@ -261,4 +271,12 @@ setup_artifacts() {
 setup_image() {
 	stage image "${IMAGE##*/}" "guest image" base.cpio "$HV_SCRIPTS/stages/image" \
 		TREE="$TREE" KERNEL="$KERNEL" KREL="$KREL" MODULES="$HV_GUEST_MODULES"
+}
+
+# Only for those that asked for it (HV_WANT_DEBIAN): it is large, and most tests do without.
+setup_debian() {
+	[[ -n ${HV_WANT_DEBIAN-} && ! -e $DEBIAN/root.img ]] || return 0
+	setup_base || return
+	stage debian "${DEBIAN##*/}" "Debian $HV_SUITE on a disk image" root.img "$HV_SCRIPTS/stages/debian" \
+		BASE="$BASE" TREE="$TREE" KERNEL="$KERNEL" KREL="$KREL" PACKAGES="$HV_DEBIAN_PACKAGES" SIZE="$HV_DEBIAN_SIZE"
 }

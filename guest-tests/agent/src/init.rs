@@ -11,6 +11,7 @@ use rustix::mount::{mount, MountFlags};
 use rustix::process::{wait, WaitOptions};
 use rustix::system::RebootCommand;
 
+use crate::boot::{self, Root};
 use crate::log;
 
 /// What is mounted where: type, mount point.
@@ -36,6 +37,11 @@ pub fn run() -> Result<()> {
     std::env::set_var("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     std::env::set_var("HOME", "/root");
     let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if let Some(root) = Root::from_cmdline(&cmdline) {
+        let Err(err) = boot::switch(&root);
+        // The agent comes up in the initramfs: it can tell why, and so does the log.
+        log::kernel(&format!("init: {err:#}"));
+    }
     let with_shell = cmdline
         .split_ascii_whitespace()
         .any(|word| word == "hv.shell");

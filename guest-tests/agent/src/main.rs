@@ -3,11 +3,13 @@
 //! Init and agent of the test guest, one static program under several names:
 //!
 //! * as `init` (pid 1): mounts the usual file systems, keeps an agent on ttyS1, and with
-//!   `hv.shell` on the kernel command line a shell on the console; reaps orphans;
+//!   `hv.shell` on the kernel command line a shell on the console; reaps orphans. With `hv.root=DEVICE` it becomes the
+//!   init of the system on that disk instead, and the agent a service there;
 //! * as `poweroff`, `reboot`, `halt`: what the kernel's orderly_poweroff() and orderly_reboot() call;
 //! * as `guest-agent [TTY]`: serves the protocol of the library on TTY (default /dev/ttyS1).
 #![forbid(unsafe_code)]
 
+mod boot;
 mod exec;
 mod files;
 mod init;

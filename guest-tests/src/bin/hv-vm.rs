@@ -6,12 +6,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use clap::Parser;
+use guest_tests::disks::{ext4_uuid, sweep, Disk, DiskArg, Scratch, Source, DEBIAN};
 use guest_tests::{Drivers, Env, VmConfig};
 
 const AFTER_HELP: &str = "\
-The guest is an initramfs in memory: nothing survives it. Leave it with `exit` or `poweroff`.
+Without --disk, the guest is an initramfs in memory: nothing survives it. Leave it with `exit` or `poweroff`.
 In the guest: /lib/modules-rs holds the Rust modules (insmod hv_vmbus_rs.ko, then hv_utils_rs.ko), modprobe
 loads the kernel's own, lsvmbus lists the devices.
 
@@ -55,9 +56,15 @@ struct Args {
     /// More words for the kernel command line. Repeatable.
     #[arg(long, value_name = "WORDS")]
     append: Vec<String>,
-    /// A raw disk image, attached as a virtio disk. Repeatable.
-    #[arg(long, value_name = "FILE")]
-    disk: Vec<PathBuf>,
+    /// A disk. IMG is a raw image, `ram` (with size=), or `debian`: Debian on a copy of its image that lasts as long as
+    /// the guest, and is booted. OPT: root (boot the system on it: ext4 without partitions), data (do not), ro,
+    /// size=SIZE (extends an image), sector=4096, discard=off, lun=N, bus=scsi0…scsi9 or ide0…ide3 (default scsi0), virtio
+    /// (QEMU's disk instead of Hyper-V's). Repeatable.
+    #[arg(long, value_name = "IMG[,OPT]…")]
+    disk: Vec<DiskArg>,
+    /// A storage controller with arguments, such as scsi0:subchannels=0:fast=off (docs/vmbus-host.md). Repeatable.
+    #[arg(long, value_name = "NAME:ARGS", value_parser = controller)]
+    controller: Vec<(String, String)>,
     /// A network card (virtio) with user-mode networking.
     #[arg(long)]
     network: bool,
@@ -84,8 +91,15 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<()> {
     let env = Env::from_env()?;
-    for file in args.disk.iter().chain(&args.kernel_image) {
+    if let Some(file) = &args.kernel_image {
         std::fs::metadata(file).with_context(|| file.display().to_string())?;
+    }
+    let mut attached = Attached::default();
+    for disk in &args.disk {
+        attached.add(&env, disk)?;
+    }
+    if (args.plain || args.drivers == Drivers::None) && !attached.disks.is_empty() {
+        bail!("without the emulated host or its drivers, disks need the option virtio");
     }
     let config = VmConfig {
         smp: args.smp,
@@ -93,7 +107,11 @@ fn run(args: Args) -> Result<()> {
         vmbus: Some(args.vmbus_version),
         devices: args.device,
         cmdline: args.append,
-        disks: args.disk,
+        virtio_disks: attached.virtio,
+        storage: !attached.disks.is_empty() || !args.controller.is_empty(),
+        disks: attached.disks,
+        controllers: args.controller,
+        root: attached.root,
         network: args.network,
         profile: args.profile,
         kernel: args.kernel_image,
@@ -103,4 +121,65 @@ fn run(args: Args) -> Result<()> {
         ..VmConfig::new("vm", args.drivers)
     };
     guest_tests::interactive::run(&env, config, !args.no_load)
+}
+
+/// `NAME:ARGS`
+fn controller(text: &str) -> Result<(String, String), String> {
+    let (name, words) = text.split_once(':').unwrap_or((text, ""));
+    if name.is_empty() {
+        return Err("a controller's name is needed".into());
+    }
+    Ok((name.into(), words.into()))
+}
+
+/// Where the disks of the command line go.
+#[derive(Default)]
+struct Attached {
+    disks: Vec<Disk>,
+    virtio: Vec<PathBuf>,
+    root: Option<String>,
+    // Removed when the guest has ended.
+    copies: Vec<Scratch>,
+}
+
+impl Attached {
+    fn add(&mut self, env: &Env, arg: &DiskArg) -> Result<()> {
+        let mut disk = arg.disk.clone();
+        if let Source::File(path) = &mut disk.source {
+            if path.as_os_str() == DEBIAN {
+                let image = env.debian.as_ref().context("HV_DEBIAN is not set")?;
+                let dir = env.state.join("disks");
+                sweep(&dir);
+                let copy = Scratch::copy(&dir, image)?;
+                *path = copy.path().to_owned();
+                self.copies.push(copy);
+            }
+            std::fs::metadata(&*path).with_context(|| path.display().to_string())?;
+            if arg.root {
+                ensure!(self.root.is_none(), "only one disk can be the root");
+                self.root = Some(format!("UUID={}", ext4_uuid(path)?));
+            }
+            if arg.virtio {
+                ensure!(disk.options.is_empty(), "a virtio disk takes no options");
+                self.virtio.push(path.clone());
+                return Ok(());
+            }
+        } else if arg.root || arg.virtio {
+            bail!("a RAM disk is neither root nor virtio");
+        }
+        if !arg.fixed_lun {
+            let mut taken = self
+                .disks
+                .iter()
+                .filter(|d| d.controller == disk.controller);
+            disk.lun = (0..)
+                .find(|&lun| !taken.clone().any(|d| d.lun == lun))
+                .unwrap_or(0);
+            if disk.controller.starts_with("ide") && taken.next().is_some() {
+                bail!("{} has its disk already", disk.controller);
+            }
+        }
+        self.disks.push(disk);
+        Ok(())
+    }
 }

@@ -10,12 +10,14 @@
 #![forbid(unsafe_code)]
 
 mod client;
+pub mod disk;
 pub mod event;
 pub mod profile;
 pub mod reply;
 pub mod request;
 
 pub use client::{Client, Error, Watch};
+pub use disk::*;
 pub use event::Event;
 pub use reply::*;
 pub use request::*;

@@ -12,6 +12,7 @@ use hvctl::{
     Burst, Client, Command, Error, Fault, RingField, RingSide, SampleKind, ShutdownKind, Until,
 };
 
+mod disk_cmd;
 mod show;
 
 /// Talks to the control socket of an emulated Hyper-V host.
@@ -40,14 +41,14 @@ enum Cmd {
     ResetCounters,
     /// What the guest did against the protocol.
     Violations,
-    /// Offer a device that was rescinded.
+    /// Offer a device, or a sub-channel, that was rescinded.
     Offer {
-        /// Name or instance GUID.
+        /// Name or instance GUID; NAME/INDEX for a sub-channel.
         device: String,
     },
-    /// Take a device away.
+    /// Take a device, or a sub-channel, away.
     Rescind {
-        /// Name or instance GUID.
+        /// Name or instance GUID; NAME/INDEX for a sub-channel.
         device: String,
     },
     /// Wait for something to happen.
@@ -86,6 +87,11 @@ enum Cmd {
     },
     /// Time synchronisation: statistics; send a sample.
     Timesync(Timesync),
+    /// Disks of the storage controllers.
+    Disk {
+        #[command(subcommand)]
+        what: disk_cmd::DiskCmd,
+    },
     /// Stop all virtual processors.
     Pause,
     /// Continue all virtual processors.
@@ -442,6 +448,7 @@ fn command(cmd: Cmd) -> Result<Command, Error> {
             interval_ms: t.interval,
             sync_after_stop: t.sync_after_stop,
         },
+        Cmd::Disk { what } => disk_cmd::command(what),
         Cmd::Pause => Command::Pause,
         Cmd::Resume => Command::Resume,
         Cmd::Reset => Command::Reset,
@@ -574,6 +581,31 @@ mod tests {
                     ring: RingSide::HostToGuest,
                     field: RingField::Write,
                     value: u32::MAX
+                }
+            }
+        );
+        assert_eq!(
+            parse("disk resize scsi1 7 2G --target 1 --no-notify"),
+            Command::DiskResize {
+                device: "scsi1".into(),
+                lun: 7,
+                target: 1,
+                size: 2 << 30,
+                notify: false
+            }
+        );
+        assert_eq!(
+            parse("disk fault scsi0 --opcode 0x28 --skip 2 status --sense 3/11/0"),
+            Command::DiskFault {
+                device: "scsi0".into(),
+                lun: None,
+                opcode: Some(0x28),
+                count: 1,
+                skip: 2,
+                fault: hvctl::DiskFault::Status {
+                    srb: 4,
+                    scsi: 2,
+                    sense: Some([3, 0x11, 0])
                 }
             }
         );

@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{DiskFault, DiskNotice, DiskSpec};
+
 /// One line from client to host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
@@ -32,14 +34,15 @@ pub enum Command {
     ResetCounters,
     /// Answer: [`Violations`](crate::Violations).
     Violations,
-    /// Offers a device that was rescinded; after the guest has released the old relid, if it has one.
+    /// Offers a device, or one of its sub-channels, that was rescinded; after the guest has released the old
+    /// relid, if it has one.
     Offer {
-        /// Name or instance GUID.
+        /// Name or instance GUID; `NAME/INDEX` for a sub-channel, counted from 1.
         device: String,
     },
-    /// Rescinds a device's offer.
+    /// Rescinds a device's offer, or that of one of its sub-channels.
     Rescind {
-        /// Name or instance GUID.
+        /// Name or instance GUID; `NAME/INDEX` for a sub-channel, counted from 1.
         device: String,
     },
     /// Answers when the condition holds (at once if it holds already), with an error when the time is over.
@@ -94,6 +97,79 @@ pub enum Command {
         /// Whether a forced sample is sent when the VM was found to have been stopped. Starts as true.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sync_after_stop: Option<bool>,
+    },
+    /// All disks. Answer: array of [`DiskInfo`](crate::DiskInfo).
+    Disks,
+    /// Adds a disk to a storage controller.
+    DiskAdd {
+        /// Name or instance GUID of the controller.
+        device: String,
+        /// Logical unit.
+        lun: u8,
+        /// SCSI target.
+        #[serde(default)]
+        target: u8,
+        /// The disk.
+        #[serde(flatten)]
+        disk: DiskSpec,
+        /// Tell the guest to look for it.
+        #[serde(default = "yes")]
+        notify: bool,
+    },
+    /// Takes a disk away. Commands that it is at work on end as they do.
+    DiskRemove {
+        /// Name or instance GUID of the controller.
+        device: String,
+        /// Logical unit.
+        lun: u8,
+        /// SCSI target.
+        #[serde(default)]
+        target: u8,
+        /// Tell the guest.
+        #[serde(default = "yes")]
+        notify: bool,
+    },
+    /// Changes the size of a disk; its next command gets a unit attention.
+    DiskResize {
+        /// Name or instance GUID of the controller.
+        device: String,
+        /// Logical unit.
+        lun: u8,
+        /// SCSI target.
+        #[serde(default)]
+        target: u8,
+        /// New size in bytes.
+        size: u64,
+        /// Tell the guest to look at its disks, so that an idle one is noticed, too.
+        #[serde(default = "yes")]
+        notify: bool,
+    },
+    /// Sends a notice to the driver of a storage controller.
+    DiskNotify {
+        /// Name or instance GUID of the controller.
+        device: String,
+        /// Which.
+        what: DiskNotice,
+    },
+    /// Makes a storage controller misbehave.
+    DiskFault {
+        /// Name or instance GUID of the controller.
+        device: String,
+        /// Only for commands to this logical unit.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lun: Option<u8>,
+        /// Only for commands with this operation code.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        opcode: Option<u8>,
+        /// How many commands to hit.
+        #[serde(default = "one")]
+        count: u32,
+        /// How many that would be hit to let pass before.
+        #[serde(default)]
+        skip: u32,
+        /// What to do to them.
+        #[serde(flatten)]
+        fault: DiskFault,
     },
     /// Stops all vCPUs, as QMP `stop`.
     Pause,
@@ -308,6 +384,10 @@ fn one() -> u32 {
     1
 }
 
+fn yes() -> bool {
+    true
+}
+
 /// One of a channel's two rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -374,6 +454,37 @@ mod tests {
                     force: false,
                     reason: String::new(),
                     wait_ms: None,
+                },
+            ),
+            (
+                r#"{"id":1,"cmd":"disk-add","device":"scsi0","lun":5,"file":"/x.img","read_only":true}"#,
+                Command::DiskAdd {
+                    device: "scsi0".into(),
+                    lun: 5,
+                    target: 0,
+                    disk: DiskSpec {
+                        file: Some("/x.img".into()),
+                        read_only: true,
+                        sector: 512,
+                        discard: true,
+                        ..DiskSpec::default()
+                    },
+                    notify: true,
+                },
+            ),
+            (
+                r#"{"id":1,"cmd":"disk-fault","device":"scsi0","opcode":40,"kind":"status","srb":4,"scsi":2,"sense":[3,17,0]}"#,
+                Command::DiskFault {
+                    device: "scsi0".into(),
+                    lun: None,
+                    opcode: Some(40),
+                    count: 1,
+                    skip: 0,
+                    fault: DiskFault::Status {
+                        srb: 4,
+                        scsi: 2,
+                        sense: Some([3, 17, 0]),
+                    },
                 },
             ),
             (

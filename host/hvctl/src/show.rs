@@ -6,12 +6,13 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use hvctl::{
-    ChannelInfo, Counters, Event, HeartbeatStatus, ShutdownReply, Status, TimesyncStatus,
+    ChannelInfo, Counters, DiskInfo, Event, HeartbeatStatus, ShutdownReply, Status, TimesyncStatus,
     Violations,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::disk_cmd::DiskCmd;
 use super::Cmd;
 
 /// Prints a line; a reader that has gone away ends the program quietly.
@@ -28,6 +29,10 @@ pub(crate) fn for_command(cmd: &Cmd) -> fn(&Value) -> String {
         Cmd::Channels => |v| typed(v, |list: Vec<ChannelInfo>| channels(&list)),
         Cmd::Counters => |v| typed(v, counters),
         Cmd::Violations => |v| typed(v, violations),
+        Cmd::Disk {
+            what: DiskCmd::List,
+        } => |v| typed(v, |list: Vec<DiskInfo>| disks(&list)),
+        Cmd::Disk { .. } => |v| typed(v, |disk: DiskInfo| disks(&[disk])),
         Cmd::Heartbeat { .. } => |v| typed(v, heartbeat),
         Cmd::Timesync(_) => |v| typed(v, timesync),
         Cmd::Shutdown { .. } => |v| typed(v, shutdown),
@@ -149,6 +154,54 @@ fn violations(v: Violations) -> String {
     );
     for text in v.texts {
         let _ = write!(out, "\n  {text}");
+    }
+    out
+}
+
+fn bytes(n: u64) -> String {
+    let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
+    match units.iter().find(|(shift, _)| n >= 1 << shift) {
+        Some((shift, unit)) => format!("{:.1}{unit}", n as f64 / (1u64 << shift) as f64),
+        None => n.to_string(),
+    }
+}
+
+fn disks(list: &[DiskInfo]) -> String {
+    let mut out = format!(
+        "{:<7} {:>3} {:>3} {:>8} {:>8} {:>9} {:>8} {:>9} {:>8} {:>7} {:>6} {:>5}  store",
+        "device",
+        "tgt",
+        "lun",
+        "size",
+        "used",
+        "reads",
+        "read",
+        "writes",
+        "written",
+        "flushes",
+        "errors",
+        "depth"
+    );
+    for d in list {
+        let c = &d.counters;
+        let _ = write!(
+            out,
+            "\n{:<7} {:>3} {:>3} {:>8} {:>8} {:>9} {:>8} {:>9} {:>8} {:>7} {:>6} {:>5}  {}{}",
+            d.device,
+            d.target,
+            d.lun,
+            bytes(d.size),
+            bytes(d.allocated),
+            c.reads,
+            bytes(c.bytes_read),
+            c.writes,
+            bytes(c.bytes_written),
+            c.flushes,
+            c.errors,
+            c.max_in_flight,
+            d.file.as_deref().unwrap_or("RAM"),
+            if d.read_only { " (read-only)" } else { "" }
+        );
     }
     out
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use hv_partition::{GuestRam, Partition};
-use hvctl::{Command, Event};
+use hvctl::{Command, DiskInfo, Event};
 use vmbus_proto::msg::{OfferFlags, USER_DATA_SIZE};
 use vmbus_proto::packet::{Packet, PacketFlags, PacketType};
 use vmbus_proto::Guid;
@@ -97,6 +97,11 @@ pub trait Device: Send {
     /// Versions agreed on with the guest's driver, for people, once they are.
     fn agreed(&self) -> Option<String> {
         None
+    }
+
+    /// Disks of a storage controller, for `disks`.
+    fn disks(&self) -> Vec<DiskInfo> {
+        Vec::new()
     }
 
     /// Heartbeats answered, for `wait beats`.

@@ -11,12 +11,17 @@ use hv_partition::{HypercallSink, Machine, Partition};
 use vmbus_proto::VmbusVersion;
 
 use crate::control::ControlServer;
+use crate::device::Device;
 use crate::devices;
 use crate::engine::Engine;
 use crate::inbox::Inbox;
 
 /// Sets the level of the host's log (`error` … `trace`); an error is a sentence for the user.
 pub type LogLevelSetter = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// Makes the device model with this name and these arguments; `None` when it does not know the name, an error
+/// when it does not like the arguments.
+pub type DeviceMaker = fn(&DeviceConfig) -> Option<Result<Box<dyn Device>, String>>;
 
 /// A device that the host offers, by name: `heartbeat`, `shutdown`, `timesync`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +50,8 @@ pub struct HostConfig {
     pub control: Option<PathBuf>,
     /// Devices to offer, in this order.
     pub devices: Vec<DeviceConfig>,
+    /// Makes devices of other crates: asked in turn for a name that is not one of the integration services.
+    pub makers: Vec<DeviceMaker>,
     /// Changes the log level on request.
     pub set_log_level: Option<LogLevelSetter>,
 }
@@ -57,6 +64,7 @@ impl Default for HostConfig {
             devices: ["heartbeat", "shutdown", "timesync"]
                 .map(DeviceConfig::new)
                 .into(),
+            makers: Vec::new(),
             set_log_level: None,
         }
     }
@@ -156,8 +164,14 @@ impl Host {
         let devices = config
             .devices
             .iter()
-            .map(devices::make)
+            .map(|device| devices::make(device, &config.makers))
             .collect::<Result<Vec<_>, _>>()?;
+        for (at, device) in config.devices.iter().enumerate() {
+            if config.devices[..at].iter().any(|d| d.name == device.name) {
+                let text = "given twice".to_owned();
+                return Err(StartError::DeviceArgument(device.name.clone(), text));
+            }
+        }
         let inbox = Arc::new(Inbox::new());
         let mut engine = Engine::new(
             VmbusVersion(config.max_version),

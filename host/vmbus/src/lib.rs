@@ -21,8 +21,8 @@ mod host;
 mod inbox;
 mod ring;
 pub mod server;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use channel::SendError;
-pub use host::{DeviceConfig, Host, HostConfig, LogLevelSetter, StartError};
+pub use host::{DeviceConfig, DeviceMaker, Host, HostConfig, LogLevelSetter, StartError};

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 
 //! A guest played by a script, on a host without threads: messages, rings and services are real, only the
-//! processor is not there.
+//! processor is not there. Also for the tests of device models in other crates (feature `testing`).
+#![allow(missing_docs)]
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use vmbus_proto::msg::{
     InitiateContact, MessageBuffer, OfferChannel, OpenChannel, Relid, RelidReleased, RequestOffers,
     TargetInfo,
 };
-use vmbus_proto::packet::PacketType;
+use vmbus_proto::packet::{PacketFlags, PacketType};
 use vmbus_proto::range::GpaRangeHeader;
 use vmbus_proto::ring::{Consumer, Producer, ReadError};
 use vmbus_proto::{FeatureFlags, VmbusVersion};
@@ -26,13 +27,13 @@ use zerocopy::IntoBytes;
 use crate::engine::Engine;
 use crate::inbox::{Client, Inbox, Input};
 use crate::ring::RingPages;
-use crate::{devices, DeviceConfig};
+use crate::{devices, DeviceConfig, DeviceMaker};
 
 const PAGES: u64 = 1024;
 pub(crate) const MONITOR_PAGE: u64 = 0x3000;
 
 /// The hypervisor, as far as it is needed.
-pub(crate) struct FakePartition {
+pub struct FakePartition {
     ram: GuestRam,
     vps: u32,
     reference: AtomicU64,
@@ -111,7 +112,7 @@ impl Partition for FakePartition {
 
 /// Records what it is told to do.
 #[derive(Default)]
-pub(crate) struct FakeMachine {
+pub struct FakeMachine {
     pub(crate) calls: Mutex<Vec<&'static str>>,
 }
 
@@ -137,7 +138,7 @@ impl Machine for FakeMachine {
     }
 }
 
-pub(crate) fn fake_partition(vps: u32) -> Arc<FakePartition> {
+pub fn fake_partition(vps: u32) -> Arc<FakePartition> {
     Arc::new(FakePartition {
         ram: GuestRam::for_tests((PAGES * 4096) as usize),
         vps,
@@ -149,7 +150,7 @@ pub(crate) fn fake_partition(vps: u32) -> Arc<FakePartition> {
     })
 }
 
-pub(crate) fn contact() -> InitiateContact {
+pub fn contact() -> InitiateContact {
     let target = TargetInfo {
         sint: 2,
         vtl: 0,
@@ -166,7 +167,7 @@ pub(crate) fn contact() -> InitiateContact {
 }
 
 /// The guest's end of an open channel.
-pub(crate) struct GuestChannel {
+pub struct GuestChannel {
     pub(crate) relid: u32,
     gpadl: u32,
     pub(crate) tx: Producer<RingPages>,
@@ -174,7 +175,7 @@ pub(crate) struct GuestChannel {
 }
 
 /// Host and guest.
-pub(crate) struct Bench {
+pub struct Bench {
     pub(crate) engine: Engine,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) partition: Arc<FakePartition>,
@@ -191,7 +192,12 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    pub(crate) fn new(device_configs: &[DeviceConfig]) -> Self {
+    pub fn new(device_configs: &[DeviceConfig]) -> Self {
+        Self::with_makers(device_configs, &[])
+    }
+
+    /// With device models of other crates.
+    pub fn with_makers(device_configs: &[DeviceConfig], makers: &[DeviceMaker]) -> Self {
         let partition = fake_partition(4);
         let machine = Arc::new(FakeMachine::default());
         let inbox = Arc::new(Inbox::new());
@@ -207,7 +213,7 @@ impl Bench {
         let read = clock.clone();
         engine.host_clock = Box::new(move || *read.lock());
         for config in device_configs {
-            engine.add_device(devices::make(config).expect("a known device"));
+            engine.add_device(devices::make(config, makers).expect("a known device"));
         }
         let (sender, lines) = sync_channel(1000);
         Self {
@@ -227,7 +233,7 @@ impl Bench {
     }
 
     /// As the worker thread: takes what came in.
-    pub(crate) fn run(&mut self) {
+    pub fn run(&mut self) {
         // In the past: nothing is waited for.
         let taken = self.inbox.take(Instant::now(), self.engine.has_room());
         for input in taken.inputs {
@@ -240,7 +246,7 @@ impl Bench {
     }
 
     /// Lets time pass, for the host and, unless the VM is `stopped`, for the guest.
-    pub(crate) fn pass(&mut self, ms: u64, stopped: bool) {
+    pub fn pass(&mut self, ms: u64, stopped: bool) {
         for _ in 0..ms.div_ceil(10) {
             self.now += Duration::from_millis(10);
             *self.clock.lock() = self.now;
@@ -253,22 +259,22 @@ impl Bench {
         }
     }
 
-    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+    pub fn raw(&mut self, bytes: &[u8]) {
         assert_eq!(self.inbox.post_message(VpIndex(0), 4, 1, bytes), 0);
         self.run();
     }
 
-    pub(crate) fn send<M: ChannelMessage>(&mut self, message: M) {
+    pub fn send<M: ChannelMessage>(&mut self, message: M) {
         self.raw(message.as_bytes());
     }
 
     /// The next channel message, taken from the queue.
-    pub(crate) fn heard(&mut self) -> Option<HostMessage> {
+    pub fn heard(&mut self) -> Option<HostMessage> {
         let (_, bytes) = self.partition.messages.lock().pop_front()?;
         Some(HostMessage::parse(&bytes).expect("host sends what parses"))
     }
 
-    pub(crate) fn connect(&mut self) {
+    pub fn connect(&mut self) {
         self.send(contact());
         assert!(matches!(
             self.heard(),
@@ -279,7 +285,7 @@ impl Bench {
     }
 
     /// Reads offers; whether they ended with the mark.
-    pub(crate) fn take_offers(&mut self) -> bool {
+    pub fn take_offers(&mut self) -> bool {
         while let Some(message) = self.heard() {
             match message {
                 HostMessage::OfferChannel(offer) => {
@@ -293,9 +299,34 @@ impl Bench {
         false
     }
 
+    /// Guest memory. Pages from 16 on are used for rings, from the lowest on.
+    pub fn ram(&self) -> &GuestRam {
+        &self.partition.ram
+    }
+
+    /// Waits until a device's thread has called for the worker, and runs it.
+    pub fn wait_and_run(&mut self) {
+        let taken = self.inbox.take(
+            Instant::now() + Duration::from_secs(10),
+            self.engine.has_room(),
+        );
+        for input in taken.inputs {
+            self.engine.input(input, self.now);
+        }
+        for (relid, count) in taken.signals {
+            self.engine.signal(relid, count, self.now);
+        }
+        self.engine.tick(self.now);
+    }
+
     /// Opens the channel of class `name` with rings of `pages` pages each.
-    pub(crate) fn open(&mut self, name: &str, pages: u64) -> GuestChannel {
+    pub fn open(&mut self, name: &str, pages: u64) -> GuestChannel {
         let relid = self.offers[name].relid;
+        self.open_relid(relid, pages)
+    }
+
+    /// Opens a channel with rings of `pages` pages each.
+    pub fn open_relid(&mut self, relid: Relid, pages: u64) -> GuestChannel {
         let pfns: Vec<u64> = (self.next_page..self.next_page + 2 * pages).collect();
         self.next_page += 2 * pages;
         let gpadl = GpadlId(self.next_gpadl);
@@ -340,7 +371,7 @@ impl Bench {
         channel
     }
 
-    pub(crate) fn close(&mut self, channel: &GuestChannel) {
+    pub fn close(&mut self, channel: &GuestChannel) {
         let (relid, gpadl) = (Relid(channel.relid), GpadlId(channel.gpadl));
         self.send(CloseChannel {
             relid,
@@ -354,7 +385,7 @@ impl Bench {
         assert!(matches!(self.heard(), Some(HostMessage::GpadlTorndown(t)) if t.gpadl == gpadl));
     }
 
-    pub(crate) fn release(&mut self, relid: u32) {
+    pub fn release(&mut self, relid: u32) {
         self.send(RelidReleased {
             relid: Relid(relid),
             ..RelidReleased::blank()
@@ -362,14 +393,14 @@ impl Bench {
     }
 
     /// The guest's HvCallSignalEvent for the channel.
-    pub(crate) fn signal(&mut self, relid: u32) -> u16 {
+    pub fn signal(&mut self, relid: u32) -> u16 {
         let status = self.inbox.signal_event(VpIndex(0), 0x2000 | relid, 0);
         self.run();
         status
     }
 
     /// The next packet's transaction id and payload.
-    pub(crate) fn receive(&mut self, channel: &mut GuestChannel) -> Option<(u64, Vec<u8>)> {
+    pub fn receive(&mut self, channel: &mut GuestChannel) -> Option<(u64, Vec<u8>)> {
         let mut buf = vec![0; 65536];
         match channel.rx.read(&mut buf) {
             Ok(packet) => {
@@ -393,7 +424,7 @@ impl Bench {
     }
 
     /// Sends a packet and signals if the ring says so.
-    pub(crate) fn transmit(&mut self, channel: &mut GuestChannel, id: u64, payload: &[u8]) {
+    pub fn transmit(&mut self, channel: &mut GuestChannel, id: u64, payload: &[u8]) {
         channel.tx.send_in_band(payload, id, false).expect("room");
         if channel.tx.commit() {
             assert_eq!(self.signal(channel.relid), 0);
@@ -402,20 +433,62 @@ impl Bench {
         }
     }
 
+    /// Sends a packet that wants a completion, with its data in one GPA range: offset in the first page, length,
+    /// pages.
+    pub fn transmit_gpa(
+        &mut self,
+        channel: &mut GuestChannel,
+        id: u64,
+        payload: &[u8],
+        (byte_offset, byte_count, pfns): (u32, u32, &[u64]),
+    ) {
+        let header = GpaRangeHeader {
+            byte_count,
+            byte_offset,
+        };
+        let extra = 8 + 8 + 8 * pfns.len();
+        let writer = channel.tx.begin(
+            PacketType::DATA_USING_GPA_DIRECT,
+            PacketFlags::COMPLETION_REQUESTED,
+            id,
+            extra,
+            payload.len(),
+        );
+        let mut writer = writer.expect("room");
+        writer.put(&[0, 0, 0, 0, 1, 0, 0, 0]).expect("length");
+        writer.put(header.as_bytes()).expect("length");
+        for pfn in pfns {
+            writer.put(&pfn.to_le_bytes()).expect("length");
+        }
+        writer.put(payload).expect("length");
+        writer.finish().expect("length");
+        if channel.tx.commit() {
+            self.signal(channel.relid);
+        } else {
+            self.run();
+        }
+    }
+
+    /// Sends a packet that wants a completion.
+    pub fn transmit_request(&mut self, channel: &mut GuestChannel, id: u64, payload: &[u8]) {
+        channel.tx.send_in_band(payload, id, true).expect("room");
+        if channel.tx.commit() {
+            self.signal(channel.relid);
+        } else {
+            self.run();
+        }
+    }
+
     /// Sends a packet of another type.
-    pub(crate) fn transmit_type(
+    pub fn transmit_type(
         &mut self,
         channel: &mut GuestChannel,
         packet_type: PacketType,
         payload: &[u8],
     ) {
-        let writer = channel.tx.begin(
-            packet_type,
-            vmbus_proto::packet::PacketFlags::empty(),
-            1,
-            0,
-            payload.len(),
-        );
+        let writer = channel
+            .tx
+            .begin(packet_type, PacketFlags::empty(), 1, 0, payload.len());
         let mut writer = writer.expect("room");
         writer.put(payload).expect("length");
         writer.finish().expect("length");
@@ -425,7 +498,7 @@ impl Bench {
     }
 
     /// Sends a control command; its answer comes by [`Bench::answer`].
-    pub(crate) fn ask(&mut self, cmd: Command) -> u64 {
+    pub fn ask(&mut self, cmd: Command) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.inbox.push(Input::Control {
@@ -438,7 +511,7 @@ impl Bench {
     }
 
     /// The answer to request `id`, if it is there; lines before it are dropped.
-    pub(crate) fn answer(&mut self, id: u64) -> Option<Result<serde_json::Value, String>> {
+    pub fn answer(&mut self, id: u64) -> Option<Result<serde_json::Value, String>> {
         while let Ok(line) = self.lines.try_recv() {
             if let Ok(reply) = serde_json::from_str::<Reply>(&line) {
                 if reply.id == id {
@@ -453,17 +526,17 @@ impl Bench {
     }
 
     /// Sends a command that is answered at once.
-    pub(crate) fn control(&mut self, cmd: Command) -> Result<serde_json::Value, String> {
+    pub fn control(&mut self, cmd: Command) -> Result<serde_json::Value, String> {
         let id = self.ask(cmd);
         self.answer(id).expect("answered at once")
     }
 
     /// All lines that wait, such as events.
-    pub(crate) fn all_lines(&mut self) -> Vec<String> {
+    pub fn all_lines(&mut self) -> Vec<String> {
         self.lines.try_iter().collect()
     }
 
-    pub(crate) fn violations(&mut self) -> hvctl::Violations {
+    pub fn violations(&mut self) -> hvctl::Violations {
         let value = self.control(Command::Violations).expect("violations");
         serde_json::from_value(value).expect("violations")
     }

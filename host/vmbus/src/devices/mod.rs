@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 
-//! The device models, by name.
+//! The device models, by name: those of this crate, and those of others.
 
 mod heartbeat;
 mod ic;
@@ -11,18 +11,25 @@ mod timesync;
 mod tests;
 
 use crate::device::Device;
-use crate::{DeviceConfig, StartError};
+use crate::{DeviceConfig, DeviceMaker, StartError};
 
 /// Makes the device model that `config` names.
 ///
 /// # Errors
 /// [`StartError::UnknownDevice`], [`StartError::DeviceArgument`].
-pub(crate) fn make(config: &DeviceConfig) -> Result<Box<dyn Device>, StartError> {
+pub(crate) fn make(
+    config: &DeviceConfig,
+    makers: &[DeviceMaker],
+) -> Result<Box<dyn Device>, StartError> {
     let bad = |text: String| StartError::DeviceArgument(config.name.clone(), text);
     Ok(match config.name.as_str() {
         "heartbeat" => Box::new(heartbeat::Heartbeat::new(&config.args).map_err(bad)?),
         "shutdown" => Box::new(shutdown::Shutdown::new(&config.args).map_err(bad)?),
         "timesync" => Box::new(timesync::Timesync::new(&config.args).map_err(bad)?),
-        _ => return Err(StartError::UnknownDevice(config.name.clone())),
+        _ => makers
+            .iter()
+            .find_map(|make| make(config))
+            .ok_or_else(|| StartError::UnknownDevice(config.name.clone()))?
+            .map_err(bad)?,
     })
 }

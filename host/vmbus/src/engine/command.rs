@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::{Engine, Watcher};
 use crate::device::Control;
 use crate::inbox::Client;
+use crate::server::OfferId;
 
 fn json<T: Serialize>(value: T) -> Result<Value, String> {
     serde_json::to_value(value).map_err(|e| e.to_string())
@@ -33,7 +34,16 @@ impl Engine {
             other => match self.simple_command(&other) {
                 Some(result) => result,
                 None => match self.device_command(&other) {
-                    Control::NotMine => Err(format!("no device here knows {other:?}")),
+                    Control::NotMine => Err(match &other {
+                        Command::DiskAdd { device, .. }
+                        | Command::DiskRemove { device, .. }
+                        | Command::DiskResize { device, .. }
+                        | Command::DiskNotify { device, .. }
+                        | Command::DiskFault { device, .. } => {
+                            format!("no storage controller {device:?}")
+                        }
+                        other => format!("no device here knows {other:?}"),
+                    }),
                     Control::Done(value) => Ok(value),
                     Control::Failed(text) => Err(text),
                     Control::Later { token, timeout_ms } => {
@@ -67,13 +77,18 @@ impl Engine {
                 Ok(Value::Null)
             }
             Command::Violations => json(self.violations()),
-            Command::Offer { device } => self.find_device(device).map(|i| {
-                self.server.offer(self.devices[i].offers[0]);
+            Command::Disks => {
+                let disks = self.devices.iter().flat_map(|slot| slot.device.disks());
+                json(disks.collect::<Vec<_>>())
+            }
+            Command::Offer { device } => self.named_channels(device).map(|offers| {
+                if let Some(first) = offers.first() {
+                    self.server.offer(*first);
+                }
                 Value::Null
             }),
-            Command::Rescind { device } => self.find_device(device).map(|i| {
+            Command::Rescind { device } => self.named_channels(device).map(|offers| {
                 // Sub-channels first, as they depend on the primary one.
-                let offers = self.devices[i].offers.clone();
                 offers
                     .into_iter()
                     .rev()
@@ -105,6 +120,24 @@ impl Engine {
             },
             _ => return None,
         })
+    }
+
+    /// All channels of a device, by its name or instance GUID, or the sub-channel that `NAME/INDEX` names.
+    fn named_channels(&self, name: &str) -> Result<Vec<OfferId>, String> {
+        let Some((name, index)) = name.split_once('/') else {
+            return Ok(self.devices[self.find_device(name)?].offers.clone());
+        };
+        let slot = &self.devices[self.find_device(name)?];
+        index
+            .parse()
+            .ok()
+            .filter(|index| *index > 0)
+            .and_then(|index: usize| slot.offers.get(index))
+            .map(|id| vec![*id])
+            .ok_or_else(|| {
+                let last = slot.offers.len() - 1;
+                format!("{name}: no sub-channel {index:?}; they count from 1 to {last}")
+            })
     }
 
     fn status(&self) -> Status {

@@ -30,7 +30,7 @@ use vmbus_proto::{
 };
 
 use crate::{
-    channel::{CallbackMode, OpenParams},
+    channel::{CallbackMode, Channel, OpenParams, Subchannels},
     connection::{vp_index, Connection, CONNECT_CPU},
     device::Device,
     ffi,
@@ -38,15 +38,17 @@ use crate::{
     log::{pr_warn_limited, Show},
     open::{Callback, OpenCore},
     sync::{new_irq_lock, Event, IrqLock},
-    sysfs::ChannelDir,
+    sysfs::{ChannelDir, SubchannelDir},
     tasklet::Tasklet,
     waiter::Waiter,
 };
 
 /// What belongs to the registered device; only touched by the channel's own work items and at module exit.
 struct Registered {
-    device: NonNull<Device>,
+    /// Subchannels in sysfs. Dropped before the directory that they are in.
+    subs: KVec<SubchannelDir>,
     channels: Option<ChannelDir>,
+    device: NonNull<Device>,
 }
 
 // SAFETY: Devices may be unregistered from any thread.
@@ -100,6 +102,9 @@ pub(crate) struct Chan {
     pub(crate) out_full_total: AtomicU64,
     #[pin]
     registered: Mutex<Option<Registered>>,
+    /// Takes subchannels, while the driver wants any. Held over its calls, so taken before `op` of a subchannel.
+    #[pin]
+    subchannels: Mutex<Option<Arc<dyn Subchannels>>>,
     /// Registration is over, successful or not.
     #[pin]
     added: Event,
@@ -153,6 +158,7 @@ impl Chan {
                 out_full_first: AtomicU64::new(0),
                 out_full_total: AtomicU64::new(0),
                 registered <- new_mutex!(None, "hv_vmbus_rs::Chan::registered"),
+                subchannels <- new_mutex!(None, "hv_vmbus_rs::Chan::subchannels"),
                 added <- Event::new(),
                 gone <- Event::new(),
                 add_work <- new_work!("hv_vmbus_rs::Chan::add_work"),
@@ -215,9 +221,40 @@ impl Chan {
         }
     }
 
-    /// The device is being unbound: closes whatever is open, and makes handles that the driver kept useless. When this
-    /// returns no callback runs any more, and none will.
+    /// Has `to` called for each subchannel that the host offers from now on. Process context.
+    pub(crate) fn set_subchannels(&self, to: Arc<dyn Subchannels>) {
+        *self.subchannels.lock() = Some(to);
+    }
+
+    /// Ends that, and waits for a call in progress. Process context, not from such a call.
+    pub(crate) fn clear_subchannels(&self) {
+        let handler = self.subchannels.lock().take();
+        // Not under the lock: it may own anything.
+        drop(handler);
+    }
+
+    /// Whether it is a subchannel of `primary`.
+    pub(crate) fn is_subchannel_of(&self, primary: &Chan) -> bool {
+        self.primary.as_deref().is_some_and(|p| ptr::eq(p, primary))
+    }
+
+    /// A driver has a handle, or had one and has lost it without dropping it.
+    pub(crate) fn has_handle(&self) -> bool {
+        self.handle.load(Ordering::Acquire)
+    }
+
+    /// The device is being unbound: closes whatever is open of its channels, and makes handles that the driver kept useless.
+    /// When this returns no callback runs any more, and none will.
     pub(crate) fn end_binding(&self) {
+        // No subchannel is handed out after this.
+        self.clear_subchannels();
+        while let Some(sub) = self.conn.subchannel_in_use(self) {
+            sub.end_own_binding();
+        }
+        self.end_own_binding();
+    }
+
+    fn end_own_binding(&self) {
         let mut op = self.op.lock();
         if let Some(core) = op.take() {
             self.close_locked(&core);
@@ -235,7 +272,11 @@ impl Chan {
             Action::NotMine | Action::Late | Action::Unexpected(_) => {}
             Action::Rescinded { .. } => {
                 self.rescinded.store(true, Ordering::Release);
-                self.with_core(OpenCore::forbid_sending);
+                self.with_core(|core| {
+                    core.forbid_sending();
+                    // The handler is to take what is in the ring yet, and to learn that this was all.
+                    self.tasklet.schedule();
+                });
                 self.waiter.answer(action);
             }
             _ => self.waiter.answer(action),
@@ -444,14 +485,12 @@ impl Chan {
             return Err(EINVAL);
         }
         let op = self.op.lock();
-        if op.is_none() {
-            return Err(EIO);
-        }
-        self.move_to(cpu)
+        let core = op.as_ref().ok_or(EIO)?;
+        self.move_to(core, cpu)
     }
 
-    /// See [`set_cpu`](Self::set_cpu). Under `op`; the channel is open, the CPU usable.
-    fn move_to(&self, cpu: u32) -> Result {
+    /// See [`set_cpu`](Self::set_cpu). Under `op`; `core` is open, the CPU usable.
+    fn move_to(&self, core: &OpenCore, cpu: u32) -> Result {
         if cpu == self.target_cpu() {
             return Ok(());
         }
@@ -466,6 +505,7 @@ impl Chan {
             }
         }
         self.target_cpu.store(cpu, Ordering::Relaxed);
+        core.call_moved();
         Ok(())
     }
 
@@ -476,22 +516,22 @@ impl Chan {
         }
         let others = self.conn.cpus_for(self);
         let op = self.op.lock();
-        if op.is_none() {
+        let Some(core) = op.as_ref() else {
             // The host does not know of the CPU yet; an `open` will find the new value, as it holds `cpus_read_lock`
             // from before it reads it until the host knows.
             self.target_cpu.store(CONNECT_CPU, Ordering::Relaxed);
             return Ok(());
-        }
+        };
         // Without an answer to MODIFY_CHANNEL there is no telling when the old CPU is free of interrupts.
         if !self.conn.version().has_modify_channel_response() {
             return Err(EBUSY);
         }
         for new in others.filter(|new| *new != cpu) {
-            if self.move_to(new).is_ok() {
+            if self.move_to(core, new).is_ok() {
                 return Ok(());
             }
         }
-        self.move_to(CONNECT_CPU).map_err(|_| EBUSY)
+        self.move_to(core, CONNECT_CPU).map_err(|_| EBUSY)
     }
 
     // --- Hibernation. Process context.
@@ -603,10 +643,16 @@ impl Chan {
 
     // --- Coming and going of the device. Work items.
 
-    /// Registers the device, on the queue that does so in the order of the offers.
+    /// Registers the device, on the queue that does so in the order of the offers. Subchannels are offered to the driver
+    /// on a queue of their own, since they come while their device is being probed.
     pub(crate) fn queue_add(self: &Arc<Self>) {
+        let queues = &self.conn.queues;
+        let queue = match self.primary {
+            None => &queues.add,
+            Some(_) => &queues.sub,
+        };
         // A channel is added once, so the item cannot be queued already.
-        let _ = self.conn.queues.add.queue().enqueue::<_, 0>(self.clone());
+        let _ = queue.queue().enqueue::<_, 0>(self.clone());
     }
 
     /// Claims the task of removing the channel: true once.
@@ -625,26 +671,27 @@ impl Chan {
     }
 
     fn add(self: &Arc<Self>) {
+        if let Some(primary) = &self.primary {
+            return self.add_subchannel(primary);
+        }
         if let Some(old) = self.conn.older_instance(self) {
             // The host offers the device again before we are done with the old offer.
             old.gone.wait();
         }
-        let mut registered = self.registered.lock();
         if !self.is_rescinded() && !self.conn.is_closing() {
+            // Not under the lock: probing waits for the host, and for subchannels.
             match Device::register(self.clone(), self.conn.parent()) {
                 Ok(device) => {
                     // SAFETY: The device was just registered.
                     let channels = unsafe { ChannelDir::new(device, self) };
-                    let channels = channels
-                        .inspect_err(|e| {
-                            pr_warn_limited!(
-                                "{}: no channels in sysfs: {}\n",
-                                Show(self.offer.instance_id),
-                                e.to_errno()
-                            )
-                        })
-                        .ok();
-                    *registered = Some(Registered { device, channels });
+                    let channels = channels.inspect_err(|e| self.not_in_sysfs(*e)).ok();
+                    *self.registered.lock() = Some(Registered {
+                        subs: KVec::new(),
+                        channels,
+                        device,
+                    });
+                    self.conn
+                        .for_each_subchannel(self, |sub| self.show_subchannel(sub));
                 }
                 Err(e) => pr_warn_limited!(
                     "cannot register device {}: {}\n",
@@ -653,8 +700,75 @@ impl Chan {
                 ),
             }
         }
-        drop(registered);
         self.added.signal();
+    }
+
+    #[cold]
+    fn not_in_sysfs(&self, e: Error) {
+        pr_warn_limited!(
+            "{}: channels are missing in sysfs: {}\n",
+            Show(self.offer.instance_id),
+            e.to_errno()
+        );
+    }
+
+    /// Puts a subchannel into sysfs, if it is not there, and not on its way out. For a primary channel.
+    fn show_subchannel(&self, sub: &Arc<Chan>) {
+        let mut registered = self.registered.lock();
+        let Some(Registered {
+            subs,
+            channels: Some(channels),
+            ..
+        }) = &mut *registered
+        else {
+            return;
+        };
+        // Its removal takes the lock after it has claimed to be the one.
+        if sub.removing.load(Ordering::Acquire) || subs.iter().any(|s| s.is_of(sub)) {
+            return;
+        }
+        let shown = subs
+            .reserve(1, GFP_KERNEL)
+            .map_err(Error::from)
+            .and_then(|()| SubchannelDir::new(channels, sub))
+            .and_then(|dir| Ok(subs.push(dir, GFP_KERNEL)?));
+        if let Err(e) = shown {
+            self.not_in_sysfs(e);
+        }
+    }
+
+    /// Offers a subchannel to the driver of `primary`.
+    fn add_subchannel(self: &Arc<Self>, primary: &Arc<Chan>) {
+        primary.show_subchannel(self);
+        let handler = primary.subchannels.lock();
+        if let Some(handler) = &*handler {
+            if !self.is_rescinded() && !self.conn.is_closing() {
+                if let Ok(channel) = Channel::take(self) {
+                    handler.offered(channel);
+                }
+            }
+        }
+        drop(handler);
+        self.added.signal();
+    }
+
+    /// Forgets a subchannel without a word to the host: the connection is about to end. The driver has closed it.
+    pub(crate) fn forget_subchannel(self: &Arc<Self>) {
+        if self.claim_removal() {
+            self.machine.lock().detach();
+            self.leave_sysfs();
+            self.conn.forget(self);
+            self.gone.signal();
+        }
+    }
+
+    /// Takes a subchannel out of sysfs.
+    fn leave_sysfs(self: &Arc<Self>) {
+        if let Some(primary) = &self.primary {
+            if let Some(registered) = &mut *primary.registered.lock() {
+                registered.subs.retain(|dir| !dir.is_of(self));
+            }
+        }
     }
 
     /// Unregisters the device, closes the channel and forgets it. Tells the host when it took the offer back. For who has
@@ -663,7 +777,14 @@ impl Chan {
         // Ends: what a probe waits for ends when the channel is rescinded.
         self.added.wait();
         let registered = self.registered.lock().take();
-        if let Some(Registered { device, channels }) = registered {
+        self.leave_sysfs();
+        if let Some(Registered {
+            subs,
+            channels,
+            device,
+        }) = registered
+        {
+            drop(subs);
             drop(channels);
             // SAFETY: The device came from `register`; it was taken out of its place, so this happens once.
             unsafe { Device::unregister(device) };
@@ -678,11 +799,6 @@ impl Chan {
             }
         }
         self.gone.signal();
-    }
-
-    /// For channels that have no device of their own.
-    pub(crate) fn skip_add(&self) {
-        self.added.signal();
     }
 }
 

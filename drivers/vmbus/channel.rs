@@ -26,7 +26,7 @@ use crate::{
 };
 
 pub use vmbus_proto::{
-    packet::{Packet, PacketFlags, PacketKind, PacketType},
+    packet::{Packet, PacketDescriptor, PacketFlags, PacketKind, PacketType},
     range::GpaRangeHeader,
     ring::{PacketWriter, WriteError},
 };
@@ -86,6 +86,21 @@ impl From<RecvError> for Error {
 pub struct RingProducer<'a>(&'a mut Producer<RingView>);
 
 impl RingProducer<'_> {
+    /// Size in bytes of the ring's data area.
+    #[inline]
+    pub fn size(&self) -> u32 {
+        self.0.size()
+    }
+
+    /// See [`Producer::has_room`].
+    ///
+    /// # Errors
+    /// See there.
+    #[inline]
+    pub fn has_room(&mut self, bytes: u32) -> Result<bool, WriteError> {
+        Ok(self.0.has_room(bytes)?)
+    }
+
     /// See [`Producer::begin`].
     ///
     /// # Errors
@@ -141,8 +156,8 @@ pub enum CallbackMode {
     Batched,
     /// In a tasklet, interrupts not masked: the host interrupts for each packet put into an empty ring.
     Direct,
-    /// In the interrupt handler itself. The handler masks interrupts and takes care of the
-    /// ring elsewhere, as NAPI does.
+    /// In the interrupt handler itself, interrupts not masked. For handlers that are short, or that mask interrupts and take
+    /// care of the ring elsewhere, as NAPI does. See [`Receiver::call_again`].
     Isr,
 }
 
@@ -158,7 +173,22 @@ pub trait Handler: Send + Sync {
     ///
     /// Take packets with `rx.next()` until it returns `None`; what is left stays in the ring and, in batched mode, makes the
     /// bus call again at once.
+    ///
+    /// After the host has taken the channel away there is one more call, in softirq context, in which
+    /// [`rx.is_rescinded()`](Receiver::is_rescinded) is true: what is in the ring then is all that ever comes.
     fn on_channel(self: Pin<&Self>, rx: &mut Receiver<'_>);
+
+    /// The open channel interrupts another CPU from now on. Process context; must neither open nor close a channel.
+    fn on_moved(self: Pin<&Self>) {}
+}
+
+/// Takes the subchannels of a device; see [`Device::on_subchannels`](crate::device::Device::on_subchannels).
+pub trait Subchannels: Send + Sync + 'static {
+    /// The host offers a further channel of the device. Process context, may sleep and wait for the host; one call at a time.
+    ///
+    /// The channel is opened here or later, with a handler of its own, or dropped. When the host takes it away it is
+    /// closed as the primary channel is, and the handle is of no more use.
+    fn offered(&self, channel: Channel<Offered>);
 }
 
 /// Parameters of [`Channel::open`].
@@ -279,6 +309,7 @@ impl Channel<Offered> {
         let callback = Callback {
             mode: H::MODE,
             func: call_handler::<H>,
+            moved: call_moved::<H>,
             ctx: core::ptr::from_ref(&*handler).cast(),
         };
         let core = self.chan.open(params, callback, self.binding)?;
@@ -293,6 +324,15 @@ impl Channel<Offered> {
 unsafe fn call_handler<H: Handler>(ctx: *const (), rx: &mut Receiver<'_>) {
     // SAFETY: By the requirement.
     unsafe { Pin::new_unchecked(&*ctx.cast::<H>()) }.on_channel(rx);
+}
+
+/// Tells a handler of type `H` that the channel has moved.
+///
+/// # Safety
+/// `ctx` points to a pinned `H`, which lives during the call.
+unsafe fn call_moved<H: Handler>(ctx: *const ()) {
+    // SAFETY: By the requirement.
+    unsafe { Pin::new_unchecked(&*ctx.cast::<H>()) }.on_moved();
 }
 
 impl<S: private::State> Channel<S> {
@@ -415,6 +455,7 @@ impl Sender<'_> {
     ///
     /// # Errors
     /// As for [`send_inband`](Self::send_inband).
+    #[inline]
     pub fn send_with(
         &self,
         write: impl FnOnce(&mut RingProducer<'_>) -> Result<(), WriteError>,
@@ -432,6 +473,20 @@ impl Sender<'_> {
     }
 }
 
+impl Sender<'_> {
+    /// CPU that the host interrupts for the channel.
+    #[inline]
+    pub fn target_cpu(&self) -> u32 {
+        self.core.target_cpu()
+    }
+
+    /// Whether the host has taken the channel away.
+    #[inline]
+    pub fn is_rescinded(&self) -> bool {
+        self.core.is_rescinded()
+    }
+}
+
 /// A [`Sender`] that shares ownership of the channel's rings.
 #[derive(Clone)]
 pub struct SharedSender {
@@ -440,9 +495,19 @@ pub struct SharedSender {
 
 impl SharedSender {
     /// The sender.
+    #[inline]
     pub fn sender(&self) -> Sender<'_> {
         Sender { core: &self.core }
     }
+}
+
+/// A packet of which a part was copied; see [`Receiver::next_into`].
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// The checked descriptor.
+    pub descriptor: PacketDescriptor,
+    /// Bytes of payload that were copied.
+    pub len: usize,
 }
 
 /// Takes packets out of the incoming ring of an open channel.
@@ -474,13 +539,41 @@ impl<'a> Receiver<'a> {
         unsafe { self.core.recv() }
     }
 
+    /// The next packet, of which the first `N` bytes of payload are copied out of the ring into `payload`, and nothing else.
+    /// `None` when there is none. Else as [`next`](Self::next).
+    ///
+    /// # Errors
+    /// When the host broke the rules of the ring: the channel can only be closed then. Logged once.
+    #[inline]
+    pub fn next_into<const N: usize>(
+        &mut self,
+        payload: &mut [u8; N],
+    ) -> Result<Option<Received>, RecvError> {
+        // SAFETY: This is the only receiver by the type's invariant.
+        unsafe { self.core.recv_into(payload) }
+    }
+
+    /// Has the handler called once more in softirq context, soon after it returned: for one that leaves packets in the ring
+    /// since it was called for long enough.
+    pub fn call_again(&self) {
+        self.core.call_again();
+    }
+
+    /// Whether the host has taken the channel away: it puts nothing more into the ring.
+    #[inline]
+    pub fn is_rescinded(&self) -> bool {
+        self.core.is_rescinded()
+    }
+
     /// Gives the room of the packets read back to the host now, and signals it when it waits for that.
+    #[inline]
     pub fn commit(&mut self) {
         // SAFETY: This is the only receiver by the type's invariant.
         unsafe { self.core.commit_read() };
     }
 
     /// Asks the host not to interrupt, until [`finish`](Self::finish). Batched mode does both by itself.
+    #[inline]
     pub fn mask_interrupts(&mut self) {
         // SAFETY: This is the only receiver by the type's invariant.
         unsafe { self.core.mask() };
@@ -488,6 +581,7 @@ impl<'a> Receiver<'a> {
 
     /// Commits, and lets the host interrupt again. True when packets came in meanwhile: read on, since the host will not
     /// interrupt for them.
+    #[inline]
     #[must_use = "the host will not interrupt for packets that are there already"]
     pub fn finish(&mut self) -> bool {
         // SAFETY: This is the only receiver by the type's invariant.
@@ -495,6 +589,7 @@ impl<'a> Receiver<'a> {
     }
 
     /// What sends into the same channel, to answer packets.
+    #[inline]
     pub fn sender(&self) -> Sender<'a> {
         Sender { core: self.core }
     }

@@ -11,8 +11,9 @@
 //! requests are handed to their waiters right there, so nothing that waits for an answer can keep it from being
 //! seen. Offers and rescinds go to a work queue ([`Queues::control`]), which keeps the table of channels and
 //! never waits for a driver: it passes the channel on to [`Queues::add`] (devices are registered and probed
-//! one after the other, so that names are given in the order of the offers) and [`Queues::remove`] (all at
-//! once, so that no removal waits for another device).
+//! one after the other, so that names are given in the order of the offers), to [`Queues::sub`] (subchannels, which
+//! come while their device is being probed) and [`Queues::remove`] (all at once, so that no removal waits for another
+//! device).
 
 use core::{
     ptr,
@@ -76,6 +77,7 @@ pub(crate) enum Control {
 pub(crate) struct Queues {
     pub(crate) control: OwnedQueue,
     pub(crate) add: OwnedQueue,
+    pub(crate) sub: OwnedQueue,
     pub(crate) remove: OwnedQueue,
 }
 
@@ -84,6 +86,7 @@ impl Queues {
     pub(crate) fn flush(&self) {
         self.control.flush();
         self.add.flush();
+        self.sub.flush();
         self.remove.flush();
     }
 }
@@ -156,6 +159,7 @@ impl Connection {
         let queues = Queues {
             control: OwnedQueue::ordered(c"hv_vmbus_con")?,
             add: OwnedQueue::ordered(c"hv_vmbus_add")?,
+            sub: OwnedQueue::concurrent(c"hv_vmbus_sub")?,
             remove: OwnedQueue::concurrent(c"hv_vmbus_rescind")?,
         };
         let interrupt_page = SharedPage::new(-1)?;

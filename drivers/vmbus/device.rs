@@ -17,7 +17,7 @@ use vmbus_proto::{guid::Guid, msg::Relid};
 use crate::{
     bus,
     chan::Chan,
-    channel::{Channel, Offered},
+    channel::{Channel, Offered, Subchannels},
     ffi,
 };
 
@@ -108,6 +108,18 @@ impl<'a> Device<device::Core<'a>> {
     /// `EBUSY` when it was taken before and not dropped yet; `ENODEV` when the host has taken the device away.
     pub fn channel(&self) -> Result<Channel<Offered>> {
         Channel::take(self.chan())
+    }
+
+    /// Has `handler` called for each subchannel that the host offers from now on, until the device is unbound or another
+    /// handler is set. Called before the driver asks its host for subchannels.
+    #[doc(alias = "vmbus_set_sc_create_callback")]
+    pub fn on_subchannels(&self, handler: Arc<dyn Subchannels>) {
+        self.chan().set_subchannels(handler);
+    }
+
+    /// Ends that: when this returns the handler does not run any more, and will not. Not from the handler.
+    pub fn ignore_subchannels(&self) {
+        self.chan().clear_subchannels();
     }
 }
 

@@ -116,11 +116,7 @@ impl Connection {
         self.list.lock().push(chan.clone(), GFP_KERNEL)?;
         drop(cpus);
         self.map(&chan)?;
-        if chan.primary.is_some() {
-            chan.skip_add();
-        } else {
-            chan.queue_add();
-        }
+        chan.queue_add();
         Ok(())
     }
 
@@ -211,6 +207,25 @@ impl Connection {
             .cloned()
     }
 
+    /// A subchannel of `primary` of which a driver has a handle.
+    pub(crate) fn subchannel_in_use(&self, primary: &Chan) -> Option<Arc<Chan>> {
+        self.list
+            .lock()
+            .iter()
+            .find(|c| c.is_subchannel_of(primary) && c.has_handle())
+            .cloned()
+    }
+
+    /// Calls `f` for the subchannels that `primary` has at the moment.
+    pub(crate) fn for_each_subchannel(&self, primary: &Chan, f: impl Fn(&Arc<Chan>)) {
+        // Those that come later find the primary channel complete. Without memory some are missing in sysfs.
+        for chan in self.channels().iter().flatten() {
+            if chan.is_subchannel_of(primary) {
+                f(chan);
+            }
+        }
+    }
+
     /// All channels at the moment.
     pub(crate) fn channels(&self) -> Result<KVec<Arc<Chan>>> {
         loop {
@@ -237,6 +252,7 @@ impl Connection {
         self.close();
         self.queues.control.flush();
         self.queues.add.flush();
+        self.queues.sub.flush();
         self.queues.remove.flush();
         let result = self.suspend_channels();
         if result.is_err() {
@@ -251,7 +267,11 @@ impl Connection {
             pr_err!("{} is open still\n", Show(chan.offer.instance_id));
             return Err(EBUSY);
         }
-        for chan in &channels {
+        // Drivers ask for new subchannels when they are back.
+        for chan in channels.iter().filter(|c| c.primary.is_some()) {
+            chan.forget_subchannel();
+        }
+        for chan in channels.iter().filter(|c| c.primary.is_none()) {
             // No driver can open it meanwhile: they are suspended.
             chan.detach()?;
             self.unmap(chan);
@@ -298,6 +318,7 @@ impl Connection {
         self.close();
         self.queues.control.flush();
         self.queues.add.flush();
+        self.queues.sub.flush();
         loop {
             // The others are in the hands of the work queue.
             let chan = self.list.lock().iter().find(|c| c.claim_removal()).cloned();

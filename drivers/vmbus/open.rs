@@ -18,7 +18,7 @@ use vmbus_proto::{
 
 use crate::{
     chan::Chan,
-    channel::{CallbackMode, OpenParams, Receiver, RecvError, SendError},
+    channel::{CallbackMode, OpenParams, Received, Receiver, RecvError, SendError},
     connection::Connection,
     hypercall,
     log::{pr_warn_limited, Show},
@@ -34,6 +34,11 @@ pub(crate) struct Callback {
     /// # Safety
     /// Called with `ctx`, only while the channel is open.
     pub(crate) func: unsafe fn(ctx: *const (), rx: &mut Receiver<'_>),
+    /// The channel has moved to another CPU.
+    ///
+    /// # Safety
+    /// Called with `ctx`, only while the channel is open.
+    pub(crate) moved: unsafe fn(ctx: *const ()),
     pub(crate) ctx: *const (),
 }
 
@@ -298,16 +303,79 @@ impl OpenCore {
     pub(crate) unsafe fn recv(&self) -> Result<Option<Packet<'_>>, RecvError> {
         // SAFETY: By the requirement, nobody else uses `rx`. The result borrows the receiver in the caller's signature.
         let rx = unsafe { &mut *self.rx.get() };
-        // A handler that answers a host which asks again at once would read to the end of the ring without giving room.
-        if rx.ring.should_commit() && rx.ring.commit() {
-            bump(&self.stats().intr_in_full);
-            self.signal_host();
+        if rx.ring.should_commit() {
+            self.give_room(rx);
         }
         match rx.ring.read(&mut rx.buffer) {
             Ok(packet) => Ok(Some(packet)),
             Err(ReadError::Empty) => Ok(None),
             Err(e) => Err(self.recv_failed(e)),
         }
+    }
+
+    /// As [`recv`](Self::recv), copying no more than the first `N` bytes of the payload.
+    ///
+    /// # Safety
+    /// The caller holds the receiving side.
+    #[inline]
+    pub(crate) unsafe fn recv_into<const N: usize>(
+        &self,
+        payload: &mut [u8; N],
+    ) -> Result<Option<Received>, RecvError> {
+        // SAFETY: By the requirement, nobody else uses `rx`.
+        let rx = unsafe { &mut *self.rx.get() };
+        if rx.ring.should_commit() {
+            self.give_room(rx);
+        }
+        let incoming = match rx.ring.peek() {
+            Ok(incoming) => incoming,
+            Err(ReadError::Empty) => return Ok(None),
+            Err(e) => return Err(self.recv_failed(e)),
+        };
+        let descriptor = incoming.descriptor;
+        let offset = descriptor.payload_offset();
+        let there = descriptor.payload_len() as usize;
+        // The usual case has a constant length.
+        let len = if there >= N {
+            let _ = rx.ring.copy(&incoming, offset, payload);
+            N
+        } else {
+            if let Some(part) = payload.get_mut(..there) {
+                let _ = rx.ring.copy(&incoming, offset, part);
+            }
+            there
+        };
+        rx.ring.accept(&incoming);
+        Ok(Some(Received { descriptor, len }))
+    }
+
+    /// Gives the space of the packets read back to the host in between: a handler that answers a host which asks again at
+    /// once would read to the end of the ring without giving room.
+    #[cold]
+    fn give_room(&self, rx: &mut Rx) {
+        if rx.ring.commit() {
+            bump(&self.stats().intr_in_full);
+            self.signal_host();
+        }
+    }
+
+    /// Has the handler called in softirq context.
+    pub(crate) fn call_again(&self) {
+        self.chan.call_again(self);
+    }
+
+    /// Tells the handler that the channel interrupts another CPU. The channel is open, and stays so during the call.
+    pub(crate) fn call_moved(&self) {
+        // SAFETY: The channel is open.
+        unsafe { (self.callback.moved)(self.callback.ctx) };
+    }
+
+    pub(crate) fn target_cpu(&self) -> u32 {
+        self.chan.target_cpu()
+    }
+
+    pub(crate) fn is_rescinded(&self) -> bool {
+        self.chan.is_rescinded()
     }
 
     #[cold]
@@ -325,6 +393,7 @@ impl OpenCore {
     ///
     /// # Safety
     /// The caller holds the receiving side.
+    #[inline]
     pub(crate) unsafe fn commit_read(&self) {
         // SAFETY: By the requirement.
         let rx = unsafe { &mut *self.rx.get() };
@@ -338,6 +407,7 @@ impl OpenCore {
     ///
     /// # Safety
     /// The caller holds the receiving side.
+    #[inline]
     pub(crate) unsafe fn mask(&self) {
         // SAFETY: By the requirement.
         unsafe { &mut *self.rx.get() }.ring.mask();
@@ -347,6 +417,7 @@ impl OpenCore {
     ///
     /// # Safety
     /// The caller holds the receiving side.
+    #[inline]
     pub(crate) unsafe fn finish_read(&self) -> bool {
         // SAFETY: By the requirement.
         let drained = unsafe { &mut *self.rx.get() }.ring.finish();
@@ -359,6 +430,7 @@ impl OpenCore {
 
     /// # Safety
     /// The caller holds the receiving side, and gives it up.
+    #[inline]
     pub(crate) unsafe fn release_receiver(&self) {
         // SeqCst: the side is free before the flag is read; `run_handler` sets the flag before it tries again.
         self.rx_busy.store(false, Ordering::SeqCst);

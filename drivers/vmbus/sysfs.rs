@@ -269,34 +269,45 @@ struct ChannelObject {
     chan: Arc<Chan>,
 }
 
-impl ChannelDir {
+impl ChannelObject {
+    /// Adds `chan` below `kset`. To be taken away with `hv_rs_channel_del`.
+    ///
     /// # Safety
-    /// `dev` is registered, and stays so until the directory is dropped.
-    pub(crate) unsafe fn new(dev: NonNull<Device>, chan: &Arc<Chan>) -> Result<Self> {
+    /// `kset` is valid, and stays so while the object is in it.
+    unsafe fn add(kset: NonNull<bindings::kset>, chan: &Arc<Chan>) -> Result<NonNull<Self>> {
         let object = KBox::new(
-            ChannelObject {
+            Self {
                 kobj: bindings::kobject::default(),
                 chan: chan.clone(),
             },
             GFP_KERNEL,
         )?;
+        let object = KBox::into_raw(object);
+        // SAFETY: The object is zeroed and ours; from here on it is released by its reference count.
+        to_result(unsafe {
+            hv_rs_channel_add(&raw mut (*object).kobj, kset.as_ptr(), chan.relid().0)
+        })?;
+        // SAFETY: From `KBox::into_raw`.
+        Ok(unsafe { NonNull::new_unchecked(object) })
+    }
+}
+
+impl ChannelDir {
+    /// # Safety
+    /// `dev` is registered, and stays so until the directory is dropped.
+    pub(crate) unsafe fn new(dev: NonNull<Device>, chan: &Arc<Chan>) -> Result<Self> {
         // SAFETY: By the requirement; a `Device` starts with its `struct device`.
         let kset =
             NonNull::new(unsafe { hv_rs_channels_kset(dev.as_ptr().cast()) }).ok_or(ENOMEM)?;
-        let channel = KBox::into_raw(object);
-        // SAFETY: The object is zeroed and ours; from here on it is released by its reference count.
-        let ret =
-            unsafe { hv_rs_channel_add(&raw mut (*channel).kobj, kset.as_ptr(), chan.relid().0) };
-        if let Err(e) = to_result(ret) {
-            // SAFETY: The set was just made.
-            unsafe { bindings::kset_unregister(kset.as_ptr()) };
-            return Err(e);
+        // SAFETY: The set was just made; it goes after the channel.
+        match unsafe { ChannelObject::add(kset, chan) } {
+            Ok(channel) => Ok(Self { kset, channel }),
+            Err(e) => {
+                // SAFETY: The set was just made.
+                unsafe { bindings::kset_unregister(kset.as_ptr()) };
+                Err(e)
+            }
         }
-        Ok(Self {
-            kset,
-            // SAFETY: From `KBox::into_raw`.
-            channel: unsafe { NonNull::new_unchecked(channel) },
-        })
     }
 }
 
@@ -307,6 +318,29 @@ impl Drop for ChannelDir {
             hv_rs_channel_del(self.channel.as_ptr().cast());
             bindings::kset_unregister(self.kset.as_ptr());
         }
+    }
+}
+
+/// The directory of a subchannel in its device's `channels`. Removed on drop, which comes before that of [`ChannelDir`].
+pub(crate) struct SubchannelDir(NonNull<ChannelObject>);
+
+impl SubchannelDir {
+    pub(crate) fn new(parent: &ChannelDir, chan: &Arc<Chan>) -> Result<Self> {
+        // SAFETY: The set exists as long as `parent`, which is dropped later.
+        Ok(Self(unsafe { ChannelObject::add(parent.kset, chan) }?))
+    }
+
+    /// Whether it is that of `chan`.
+    pub(crate) fn is_of(&self, chan: &Arc<Chan>) -> bool {
+        // SAFETY: The object has a reference until drop; the field is never changed.
+        Arc::ptr_eq(unsafe { &(*self.0.as_ptr()).chan }, chan)
+    }
+}
+
+impl Drop for SubchannelDir {
+    fn drop(&mut self) {
+        // SAFETY: Added by `new`, removed once.
+        unsafe { hv_rs_channel_del(self.0.as_ptr().cast()) };
     }
 }
 

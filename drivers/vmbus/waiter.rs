@@ -2,7 +2,10 @@
 
 //! Waiting for the host's answer.
 
-use kernel::{prelude::*, time::msecs_to_jiffies};
+use kernel::{
+    prelude::*,
+    time::{msecs_to_jiffies, Jiffies}, //
+};
 
 use crate::sync::{new_irq_lock, Event, IrqLock};
 
@@ -48,6 +51,13 @@ impl<T: Send> Waiter<T> {
             *answer = Some(value);
             self.come.signal();
         }
+    }
+
+    /// Sleeps until there is an answer, and takes it; `None` when `timeout` passed first. Process context.
+    pub(crate) fn wait_timeout(&self, timeout: Jiffies) -> Option<T> {
+        // In vain or not: it may have come at the last moment.
+        let _ = self.come.wait_timeout(timeout);
+        self.answer.lock().take()
     }
 
     /// Sleeps until there is an answer, and takes it; `None` when the host gave none for minutes. `what` is for

@@ -15,6 +15,8 @@ pub(super) type PtpRead = unsafe extern "C" fn(data: *const c_void, ns: *mut u64
 
 unsafe extern "C" {
     pub(super) safe fn hv_rs_reference_time() -> u64;
+    pub(super) safe fn hv_rs_online_cpus() -> u32;
+    pub(super) safe fn hv_rs_present_cpus() -> u32;
     pub(super) safe fn hv_rs_orderly_poweroff();
     pub(super) safe fn hv_rs_orderly_reboot();
     pub(super) safe fn hv_rs_can_hibernate() -> bool;

@@ -4,8 +4,11 @@
 //! Nothing here knows VMBus.
 
 pub mod clock;
+pub mod cpu;
 pub mod deferred;
 mod ffi;
 pub mod param;
 pub mod power;
 pub mod ptp;
+pub mod rcu;
+pub mod reply;

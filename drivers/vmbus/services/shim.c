@@ -3,6 +3,7 @@
  * What the layers in services/ cannot reach from Rust: function pointers, and functions and structures of headers that
  * kernel::bindings does not cover.
  */
+#include <linux/cpumask.h>
 #include <linux/device.h>
 #include <linux/err.h>
 #include <linux/kobject.h>
@@ -17,6 +18,16 @@
 u64 hv_rs_reference_time(void)
 {
 	return hv_read_reference_counter ? hv_read_reference_counter() : 0;
+}
+
+u32 hv_rs_online_cpus(void)
+{
+	return num_online_cpus();
+}
+
+u32 hv_rs_present_cpus(void)
+{
+	return num_present_cpus();
 }
 
 void hv_rs_orderly_poweroff(void)

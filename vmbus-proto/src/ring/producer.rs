@@ -139,6 +139,19 @@ impl<M: RingMemory> Producer<M> {
         Ok(self.cached_free())
     }
 
+    /// Whether more than `bytes` are free for packets with their trailers. Looks at the peer's index only when what it was
+    /// before does not say so.
+    ///
+    /// # Errors
+    /// [`RingError::BadReadIndex`].
+    #[inline]
+    pub fn has_room(&mut self, bytes: u32) -> Result<bool, RingError> {
+        if self.cached_free() > bytes {
+            return Ok(true);
+        }
+        Ok(self.free()? > bytes)
+    }
+
     /// Starts a packet with `extra` bytes of extra header (a multiple of 8) and `payload` bytes of
     /// payload, which the caller then writes through the [`PacketWriter`].
     ///

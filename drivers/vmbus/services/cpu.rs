@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which CPUs there are.
+
+use super::ffi;
+
+/// Number of the CPU that this runs on; a moment later it may be another.
+#[inline]
+pub fn current() -> u32 {
+    crate::ffi::hv_rs_this_cpu()
+}
+
+/// CPU numbers are below this.
+pub fn ids() -> u32 {
+    crate::ffi::hv_rs_nr_cpu_ids()
+}
+
+/// CPUs that are online.
+pub fn online() -> u32 {
+    ffi::hv_rs_online_cpus()
+}
+
+/// CPUs that are there, online or not.
+pub fn present() -> u32 {
+    ffi::hv_rs_present_cpus()
+}
+
+/// NUMA node of `cpu`; -1 when there is no such CPU.
+pub fn node(cpu: u32) -> i32 {
+    if cpu >= ids() {
+        return -1;
+    }
+    // SAFETY: Such a CPU may exist, and has an entry in the kernel's tables.
+    unsafe { crate::ffi::hv_rs_cpu_to_node(cpu) }
+}

@@ -561,7 +561,8 @@ impl Vm {
         Ok(Symbols::parse(&String::from_utf8_lossy(&out.stdout))?)
     }
 
-    /// Counts the guest's instructions while `work` runs. The VM was started with `profile`.
+    /// Counts the guest's instructions while `work` runs, and writes those of each function to `profile.txt` among the
+    /// logs. The VM was started with `profile`.
     ///
     /// # Errors
     /// That of `work`, or that the host counts no instructions.
@@ -574,7 +575,12 @@ impl Vm {
         let value = work()?;
         let counts = self.host().call(hvctl::Command::ProfileRead)?;
         let counts: ProfileCounts = serde_json::from_value(counts).context("profile-read")?;
-        Ok((value, symbols.report(&counts)?))
+        let report = symbols.report(&counts)?;
+        let mut file = fs::File::create(self.logs.join("profile.txt"))?;
+        for (module, function, count) in report.top(usize::MAX) {
+            writeln!(file, "{count:>14}  {function} [{module}]")?;
+        }
+        Ok((value, report))
     }
 
     /// Writes a file in the guest.

@@ -108,6 +108,7 @@ pub fn write_initrd(env: &Env, config: &VmConfig, to: &Path) -> Result<()> {
     for name in ["poweroff", "reboot", "halt"] {
         overlay.link(&format!("/sbin/{name}"), "/init");
     }
+    overlay.link("/bin/hv-io", "/init");
     if config.drivers != Drivers::C || config.both_stacks || config.interactive {
         overlay.dir(RUST_MODULES);
         for item in fs::read_dir(&env.modules).with_context(|| env.modules.display().to_string())? {

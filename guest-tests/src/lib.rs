@@ -5,10 +5,12 @@
 //! [`Vm`] is one guest: QEMU with the host plugin, the agent inside, the host's control socket outside,
 //! and a watcher on the console. [`scenarios`] are the guest tests, written once and run for the
 //! Rust modules (suite `guest`) and for the in-tree C drivers (suite `reference`). The binaries
-//! `hv-test`, `hv-demo` and `hv-vm` are what `scripts/test`, `scripts/demo` and `scripts/vm` start.
+//! `hv-test`, `hv-bench`, `hv-demo` and `hv-vm` are what `scripts/test`, `scripts/bench`, `scripts/demo` and `scripts/vm`
+//! start.
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod bench;
 pub mod console;
 pub mod cpio;
 pub mod demo;

@@ -65,7 +65,7 @@ build_programs() {
 		CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
 			cargo build --locked --release -p guest-agent --target "$1"
 		mkdir -p "$HV_STATE/help"
-		for program in hv-demo hv-test hv-vm hvctl; do
+		for program in hv-bench hv-demo hv-test hv-vm hvctl; do
 			[ ! -x "$HV_BIN/$program" ] || "$HV_BIN/$program" --help >"$HV_STATE/help/$program"
 		done
 		[ "$2" -nt host/qemu/vmbus.asl ] || sh scripts/lib/aml host/qemu/vmbus.asl "$2"' sh "$HV_TARGET" "$HV_STATE/vmbus.aml"

@@ -223,3 +223,17 @@ pub struct LogLine {
     /// The text.
     pub text: String,
 }
+
+/// Arguments of the agent under its name `hv-io`, which prints an [`IoResult`].
+pub const IO_USAGE: &str = "hv-io DEVICE read|write random|sequential BLOCK COUNT DEPTH";
+
+/// What a run of `hv-io` did.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+pub struct IoResult {
+    /// Requests made, each of one block.
+    pub ios: u64,
+    /// Bytes in all of them.
+    pub bytes: u64,
+    /// From the first request to the end of the last, in nanoseconds of the guest's clock.
+    pub elapsed_ns: u64,
+}

@@ -7,6 +7,7 @@ use std::fmt;
 use anyhow::{Context, Result};
 
 use super::connect::PACE_MS;
+use crate::bench::is_c_bus;
 use crate::runner::{ensure, Ctx, Scenario};
 use crate::vm::Vm;
 use crate::Drivers;
@@ -105,22 +106,6 @@ fn measure(vm: &Vm, beats: u32) -> Result<Cost> {
         bus_instructions: bus as f64 / f64::from(beats),
         utils_instructions: utils as f64 / f64::from(beats),
     })
-}
-
-/// Functions of the in-tree `hv_vmbus`. Those of the architecture (`hv_do_hypercall` and so on), which both stacks use, are
-/// not among them.
-fn is_c_bus(function: &str) -> bool {
-    [
-        "vmbus_",
-        "__vmbus_",
-        "hv_ringbuffer_",
-        "hv_pkt_iter_",
-        "__hv_pkt_iter_",
-        "hv_post_message",
-        "hv_copyto_ring",
-    ]
-    .iter()
-    .any(|start| function.starts_with(start))
 }
 
 /// From the start of the bus driver's initialisation to the line "Vmbus version:", and to its end, in microseconds of

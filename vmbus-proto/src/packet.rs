@@ -159,6 +159,7 @@ impl PacketDescriptor {
     /// The descriptor of a packet with `extra` bytes of extra header (a multiple of 8) and
     /// `payload` bytes of payload. `None` when the packet would exceed [`MAX_PACKET_SIZE`] or
     /// `extra` is no multiple of 8.
+    #[inline]
     #[must_use]
     pub fn new(
         packet_type: PacketType,
@@ -182,36 +183,42 @@ impl PacketDescriptor {
     }
 
     /// Size of the packet in bytes, descriptor and padding included, trailer excluded.
+    #[inline]
     #[must_use]
     pub const fn packet_len(&self) -> u32 {
         (self.len8 as u32) << 3
     }
 
     /// Bytes the packet takes in the ring: with its trailer.
+    #[inline]
     #[must_use]
     pub const fn ring_len(&self) -> u32 {
         self.packet_len().wrapping_add(TRAILER_SIZE)
     }
 
     /// Offset of the payload in bytes.
+    #[inline]
     #[must_use]
     pub const fn payload_offset(&self) -> u32 {
         (self.offset8 as u32) << 3
     }
 
     /// Size of the payload in bytes, padding included; 0 when the descriptor is malformed.
+    #[inline]
     #[must_use]
     pub const fn payload_len(&self) -> u32 {
         self.packet_len().saturating_sub(self.payload_offset())
     }
 
     /// Whether the sender wants a completion.
+    #[inline]
     #[must_use]
     pub const fn wants_completion(&self) -> bool {
         self.flags.contains(PacketFlags::COMPLETION_REQUESTED)
     }
 
     /// The first eight bytes as an integer.
+    #[inline]
     #[must_use]
     pub const fn low_word(&self) -> u64 {
         self.packet_type.0 as u64
@@ -221,6 +228,7 @@ impl PacketDescriptor {
     }
 
     /// The descriptor from its two words.
+    #[inline]
     #[must_use]
     pub const fn from_words(low: u64, transaction_id: u64) -> Self {
         Self {
@@ -448,6 +456,7 @@ impl<'a> Packet<'a> {
     }
 
     /// Whether the sender wants a completion.
+    #[inline]
     #[must_use]
     pub const fn wants_completion(&self) -> bool {
         self.descriptor.wants_completion()

@@ -62,6 +62,7 @@ static_assertions::const_assert_eq!(LAST_BYTE_OF_PAGE as usize, PAGE_SIZE.wrappi
 
 impl GpaRangeHeader {
     /// Pages that the range touches, so page frame numbers that follow the header.
+    #[inline]
     #[must_use]
     pub const fn page_count(&self) -> u32 {
         // At most 2 * (2^32 - 1) + 4095, which a u64 holds.
@@ -72,12 +73,14 @@ impl GpaRangeHeader {
     }
 
     /// Size in bytes of the range's description: header and page frame numbers.
+    #[inline]
     #[must_use]
     pub const fn encoded_len(&self) -> usize {
         (self.page_count() as usize).wrapping_add(1) << 3
     }
 
     /// As the 64-bit word that starts the range.
+    #[inline]
     #[must_use]
     pub const fn to_u64(self) -> u64 {
         self.byte_count as u64 | ((self.byte_offset as u64) << 32)
@@ -140,6 +143,7 @@ impl<'a> GpaRanges<'a> {
     }
 
     /// Bytes of data that describe the ranges.
+    #[inline]
     #[must_use]
     pub const fn encoded_len(&self) -> usize {
         self.data.len()
@@ -207,6 +211,7 @@ pub struct GpaRange<'a> {
 
 impl<'a> GpaRange<'a> {
     /// Number of pages.
+    #[inline]
     #[must_use]
     pub const fn page_count(&self) -> usize {
         self.pfns.len() >> 3

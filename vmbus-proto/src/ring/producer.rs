@@ -173,15 +173,7 @@ impl<M: RingMemory> Producer<M> {
         }
         let descriptor = PacketDescriptor::new(packet_type, flags, transaction_id, extra, payload)
             .ok_or(WriteError::TooLarge)?;
-        let needed = descriptor.ring_len();
-        if needed > self.cached_free() {
-            self.make_room(needed)?;
-        }
-        if self.pending != 0 {
-            // The packet that waited, or one before it, has its space.
-            self.pending = 0;
-            self.memory.store(ControlWord::PendingSendSize, 0);
-        }
+        self.reserve(descriptor.ring_len())?;
         let start = self.next;
         self.memory.write_u64(start, descriptor.low_word());
         self.memory
@@ -196,6 +188,19 @@ impl<M: RingMemory> Producer<M> {
                 .wrapping_sub(extra.wrapping_add(payload) as u32),
             ring: self,
         })
+    }
+
+    /// Sees to it that a packet with its trailer, `needed` bytes, can be written.
+    #[inline]
+    fn reserve(&mut self, needed: u32) -> Result<(), WriteError> {
+        if needed > self.cached_free() {
+            self.make_room(needed)?;
+        }
+        if self.pending != 0 {
+            // The packet that waited, or one before it, has its space.
+            self.cancel_space_request();
+        }
+        Ok(())
     }
 
     #[cold]
@@ -273,35 +278,59 @@ impl<M: RingMemory> Producer<M> {
         payload: &[u8],
         transaction_id: u64,
     ) -> Result<(), WriteError> {
+        // The packet of a disk request: written in few and large pieces, whose sizes the compiler knows.
         let pages = range.page_count();
-        let mut packet = self.begin(
+        let descriptor = PacketDescriptor::new(
             PacketType::DATA_USING_GPA_DIRECT,
             PacketFlags::COMPLETION_REQUESTED,
             transaction_id,
             range.encoded_len().wrapping_add(EXTRA_HEADER_SIZE as usize),
             payload.len(),
-        )?;
-        packet.put_u64(
+        )
+        .ok_or(WriteError::TooLarge)?;
+        self.reserve(descriptor.ring_len())?;
+        let start = self.next;
+        let head = [
+            descriptor.low_word(),
+            transaction_id,
             GpaDirectHeader {
                 reserved: 0,
                 range_count: 1,
             }
             .to_u64(),
-        )?;
-        packet.put_u64(range.to_u64())?;
-        let mut count = 0u32;
+            range.to_u64(),
+        ];
+        self.memory.write(start, head.as_bytes());
+        let mut at = advance(start, core::mem::size_of_val(&head) as u32, self.size);
+        let mut left = pages;
         for pfn in pfns {
-            count = count.wrapping_add(1);
-            if count > pages {
-                return Err(WriteError::WrongLength);
-            }
-            packet.put_u64(pfn)?;
+            left = left.checked_sub(1).ok_or(WriteError::WrongLength)?;
+            self.memory.write_u64(at, pfn);
+            at = advance(at, 8, self.size);
         }
-        if count != pages {
+        if left != 0 {
             return Err(WriteError::WrongLength);
         }
-        packet.put(payload)?;
-        packet.finish()
+        self.memory.write(at, payload);
+        // The packet fits the ring, and so do its parts.
+        at = advance(at, payload.len() as u32, self.size);
+        let padding = payload.len().wrapping_neg() & 7;
+        self.end_packet(at, padding as u32);
+        Ok(())
+    }
+
+    /// Writes what follows the last byte of a packet, which ends before `at`.
+    #[inline]
+    fn end_packet(&mut self, at: u32, padding: u32) {
+        // No byte of the padding may show what the memory held before.
+        if padding != 0 {
+            if let Some(zeroes) = [0u8; 7].get(..padding as usize) {
+                self.memory.write(at, zeroes);
+            }
+        }
+        let trailer = advance(at, padding, self.size);
+        self.memory.write_u64(trailer, (self.next as u64) << 32);
+        self.next = advance(trailer, TRAILER_SIZE, self.size);
     }
 
     /// Writes a packet whose data are in `ranges` of the shared buffer `set_id`. A completion is asked
@@ -458,16 +487,7 @@ impl<M: RingMemory> PacketWriter<'_, M> {
         if self.left != 0 {
             return Err(WriteError::WrongLength);
         }
-        let ring = self.ring;
-        // No byte of the padding may show what the memory held before.
-        if self.padding != 0 {
-            if let Some(zeroes) = [0u8; 7].get(..self.padding as usize) {
-                ring.memory.write(self.at, zeroes);
-            }
-        }
-        let trailer = advance(self.at, self.padding, ring.size);
-        ring.memory.write_u64(trailer, (ring.next as u64) << 32);
-        ring.next = advance(trailer, TRAILER_SIZE, ring.size);
+        self.ring.end_packet(self.at, self.padding);
         Ok(())
     }
 }

@@ -327,8 +327,7 @@ pub(crate) struct SubchannelDir(NonNull<ChannelObject>);
 impl SubchannelDir {
     pub(crate) fn new(parent: &ChannelDir, chan: &Arc<Chan>) -> Result<Self> {
         // SAFETY: The set exists as long as `parent`, which is dropped later.
-        let object = unsafe { ChannelObject::add(parent.kset, chan) }?;
-        Ok(Self(object))
+        Ok(Self(unsafe { ChannelObject::add(parent.kset, chan) }?))
     }
 
     /// Whether it is that of `chan`.

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context, Result};
 use hvctl::{SampleKind, ShutdownKind, Until};
 
+use crate::disks::Scratch;
+use crate::scenarios::storage::boot as disk_boot;
 use crate::scenarios::{clock, cost};
-use crate::vm::{Vm, BOOT_LIMIT, IC_DEVICES, SOON};
+use crate::vm::{describe, Vm, BOOT_LIMIT, IC_DEVICES, SOON, SYSTEM_LIMIT};
 use crate::{Drivers, Env, VmConfig};
 
 /// What to show.
@@ -34,6 +36,8 @@ struct Stage<'a> {
     env: &'a Env,
     options: &'a Options,
     vm: Option<Vm>,
+    // Of the guest that boots from a disk.
+    image: Option<Scratch>,
 }
 
 impl Stage<'_> {
@@ -59,6 +63,7 @@ pub fn run(env: &Env, options: &Options) -> bool {
         env,
         options,
         vm: None,
+        image: None,
     };
     let mut rows = Vec::new();
     let mut failure = None;
@@ -158,6 +163,9 @@ fn steps(options: &Options) -> Vec<Step> {
         ),
         step("Take every device away and give it back".into(), rescind),
         step("The host asks for a clean power off".into(), power_off),
+        step("Debian boots from the synthetic SCSI disk".into(), debian),
+        step("Every byte written there is read back right".into(), verify),
+        step("Power off; the file system is checked".into(), debian_off),
     ]
 }
 
@@ -309,6 +317,58 @@ fn power_off(stage: &mut Stage) -> Result<String> {
     Ok(format!(
         "off after {:.1} s; {violations} protocol violations in all",
         begin.elapsed().as_secs_f64()
+    ))
+}
+
+fn debian(stage: &mut Stage) -> Result<String> {
+    // The first guest is off.
+    stage.vm = None;
+    let image = stage.env.debian_copy()?;
+    let name = format!("{}-disk", log_name(stage.options));
+    let config = VmConfig::new(&name, stage.options.drivers).smp(stage.options.smp);
+    let vm = Vm::boot(stage.env, disk_boot::on_disk(config, image.path()))?;
+    stage.image = Some(image);
+    let vm = stage.vm.insert(vm);
+    let took = disk_boot::boot(vm, false)?;
+    say(vm.sh(". /etc/os-release; echo \"$PRETTY_NAME, $(systemctl --version | head -n 1)\"")?);
+    say(vm.sh("lsscsi")?);
+    say(vm.sh("findmnt -no SOURCE,TARGET,FSTYPE,SIZE,USED /")?);
+    Ok(format!(
+        "multi-user.target after {:.1} s",
+        took.as_secs_f64()
+    ))
+}
+
+fn verify(stage: &mut Stage) -> Result<String> {
+    const MIB: u32 = 16;
+    let vm = stage.vm()?;
+    let begin = Instant::now();
+    let script = format!(
+        "cd /var/tmp && fio --name=demo --size={}m --numjobs=4 --rw=randwrite --bssplit=4k/60:64k/40 --iodepth=32 \
+         --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --verify_state_save=0 --output=/dev/null",
+        MIB / 4
+    );
+    let out = vm.run(&script, SYSTEM_LIMIT)?;
+    if out.rc != Some(0) {
+        bail!("fio: {}", describe(&out));
+    }
+    Ok(format!(
+        "{MIB} MiB in random order, 4 jobs, 32 deep: 0 errors, {:.1} s",
+        begin.elapsed().as_secs_f64()
+    ))
+}
+
+fn debian_off(stage: &mut Stage) -> Result<String> {
+    let vm = stage.vm()?;
+    let violations = vm.host().violations()?.count;
+    let begin = Instant::now();
+    disk_boot::shut_down(vm)?;
+    let took = begin.elapsed();
+    let image = stage.image.as_ref().context("no image")?;
+    disk_boot::fsck(image.path())?;
+    Ok(format!(
+        "off after {:.1} s, fsck clean; {violations} protocol violations",
+        took.as_secs_f64()
     ))
 }
 

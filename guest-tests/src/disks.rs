@@ -209,22 +209,28 @@ pub fn ext4_uuid(image: &Path) -> Result<String> {
     Ok(hex.concat())
 }
 
-/// An image that is removed on drop. While it is there, the file is locked: [`sweep`] removes those of programs that
-/// were killed.
+/// An image that is removed on drop. While it is there, a file beside it is locked (the host locks the image itself):
+/// [`sweep`] removes the images of programs that were killed.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
-    _lock: std::fs::File,
+    lock: std::fs::File,
+}
+
+/// Names of the lock that belongs to an image.
+fn lock_of(image: &Path) -> PathBuf {
+    image.with_extension("lock")
 }
 
 /// Removes the images in `dir` that nobody has any more.
 pub fn sweep(dir: &Path) {
     for item in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = item.path();
-        if path.extension().is_some_and(|ext| ext == "scratch") {
+        if path.extension().is_some_and(|ext| ext == "lock") {
             let free = std::fs::File::open(&path)
                 .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
             if free {
+                let _ = std::fs::remove_file(path.with_extension("img"));
                 let _ = std::fs::remove_file(&path);
             }
         }
@@ -239,21 +245,26 @@ impl Scratch {
     pub fn blank(dir: &Path, bytes: u64) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-        let (path, file) = loop {
+        let scratch = loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = dir.join(format!("{}-{number}.scratch", std::process::id()));
-            match std::fs::File::create_new(&path) {
-                Ok(file) => break (path, file),
+            let path = dir.join(format!("{}-{number}.img", std::process::id()));
+            match std::fs::File::create_new(lock_of(&path)) {
+                Ok(lock) => break Self { path, lock },
                 // Process ids repeat: each run has a namespace of its own.
                 Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(err) => return Err(err).context(path.display().to_string()),
             }
         };
-        // Nobody else has it but a sweep that found it unlocked a moment ago; that one's removal shows below.
-        flock(&file, FlockOperation::LockExclusive).context("flock")?;
-        file.set_len(bytes)?;
-        ensure!(path.exists(), "{}: removed by another run", path.display());
-        Ok(Self { path, _lock: file })
+        flock(&scratch.lock, FlockOperation::LockExclusive).context("flock")?;
+        ensure!(
+            lock_of(&scratch.path).exists(),
+            "{}: swept by another run a moment ago",
+            scratch.path.display()
+        );
+        std::fs::File::create(&scratch.path)
+            .and_then(|file| file.set_len(bytes))
+            .with_context(|| scratch.path.display().to_string())?;
+        Ok(scratch)
     }
 
     /// A copy of `from` in `dir`, holes included.
@@ -285,6 +296,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(lock_of(&self.path));
     }
 }
 
@@ -310,8 +322,9 @@ mod tests {
     fn scratch_files_are_swept_when_nobody_has_them() {
         let dir = crate::env::TempDir::new().unwrap();
         let kept = Scratch::blank(dir.path(), 4096).unwrap();
-        let stale = dir.path().join("7-7.scratch");
+        let stale = dir.path().join("7-7.img");
         std::fs::write(&stale, "x").unwrap();
+        std::fs::write(lock_of(&stale), "").unwrap();
         sweep(dir.path());
         assert!(kept.path().exists() && !stale.exists());
         let path = kept.path().to_owned();

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{bail, Context, Result};
 
+use crate::disks::Scratch;
+
 /// Paths to everything a guest is made of.
 #[derive(Debug, Clone)]
 pub struct Env {
@@ -53,6 +55,23 @@ impl Env {
             debian: existing("HV_DEBIAN").ok(),
             source: existing("HV_SOURCE")?,
         })
+    }
+
+    /// Where disk images of running guests are.
+    pub fn scratch(&self) -> PathBuf {
+        self.state.join("disks")
+    }
+
+    /// A copy of the Debian image, removed on drop.
+    ///
+    /// # Errors
+    /// When the set-up made none, or it cannot be copied.
+    pub fn debian_copy(&self) -> Result<Scratch> {
+        let image = self
+            .debian
+            .as_ref()
+            .context("HV_DEBIAN is not set: the set-up made no Debian image")?;
+        Scratch::copy(&self.scratch(), image)
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Scenario {
     pub name: String,
     /// One line for `--list`.
     pub about: String,
+    /// The stack in the guest, where it is not the suite's.
+    pub drivers: Option<Drivers>,
     run: Run,
 }
 
@@ -36,8 +38,24 @@ impl Scenario {
         Self {
             name: name.into(),
             about: about.into(),
+            drivers: None,
             run: Arc::new(run),
         }
+    }
+
+    /// The same test for both stacks, as `NAME-rust` and `NAME-c`.
+    pub fn both(
+        name: &str,
+        about: &str,
+        run: impl Fn(&Ctx) -> Result<()> + Send + Sync + 'static,
+    ) -> [Self; 2] {
+        let run: Run = Arc::new(run);
+        [Drivers::Rust, Drivers::C].map(|drivers| Self {
+            name: format!("{name}-{}", drivers.name()),
+            about: format!("{about} ({})", drivers.name()),
+            drivers: Some(drivers),
+            run: run.clone(),
+        })
     }
 }
 
@@ -228,7 +246,7 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Totals {
                 };
                 let ctx = Ctx {
                     env,
-                    drivers: suite.drivers,
+                    drivers: scenario.drivers.unwrap_or(suite.drivers),
                     full: options.full,
                     suite: suite.name,
                     name: &scenario.name,

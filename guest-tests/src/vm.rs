@@ -99,6 +99,8 @@ pub struct VmConfig {
     pub controllers: Vec<(String, String)>,
     /// Load the drivers of the SCSI controller, too.
     pub storage: bool,
+    /// Parameters for the module of the SCSI controller, such as `storvsc_vcpus_per_sub_channel=1`.
+    pub storage_parameters: String,
     /// Boot the system on this disk of the guest (`/dev/sda`, or `UUID=` and that of its ext4 file system): the
     /// initramfs loads the drivers and hands over.
     pub root: Option<String>,
@@ -137,6 +139,7 @@ impl VmConfig {
             disks: Vec::new(),
             controllers: Vec::new(),
             storage: false,
+            storage_parameters: String::new(),
             root: None,
             tools: false,
             network: false,
@@ -377,7 +380,13 @@ impl Vm {
         // A guest that boots from a disk has them already.
         if self.config.root.is_none() {
             for module in self.config.modules() {
-                self.load(module)?;
+                let storage = self.config.drivers.storage_modules().contains(&module);
+                let parameters = if storage {
+                    &self.config.storage_parameters
+                } else {
+                    ""
+                };
+                self.load_with(module, parameters)?;
             }
         }
         if self.config.drivers != Drivers::None {

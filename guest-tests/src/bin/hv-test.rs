@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{bail, Result};
 use clap::Parser;
 use guest_tests::runner::{self, Options, Suite};
-use guest_tests::{scenarios, Env};
+use guest_tests::{disks, scenarios, Env};
 
 /// Run the tests: all suites, or the named ones.
 #[derive(Parser)]
@@ -62,6 +62,7 @@ fn run(args: &Args) -> Result<bool> {
     }
     let env = Env::from_env()?;
     runner::clean_logs(&env, &tests)?;
+    disks::sweep(&env.scratch());
     let begin = Instant::now();
     let options = Options {
         full: args.full,

@@ -147,10 +147,8 @@ impl Attached {
         let mut disk = arg.disk.clone();
         if let Source::File(path) = &mut disk.source {
             if path.as_os_str() == DEBIAN {
-                let image = env.debian.as_ref().context("HV_DEBIAN is not set")?;
-                let dir = env.state.join("disks");
-                sweep(&dir);
-                let copy = Scratch::copy(&dir, image)?;
+                sweep(&env.scratch());
+                let copy = env.debian_copy()?;
                 *path = copy.path().to_owned();
                 self.copies.push(copy);
             }

@@ -227,11 +227,11 @@ const LONG_WINDOW: u32 = 13;
 
 /// How the guest's memory is used: counts by name.
 #[derive(Default)]
-struct Memory(BTreeMap<String, i64>);
+pub struct Memory(BTreeMap<String, i64>);
 
 impl Memory {
     /// Reads it after everything that can be given back was given back.
-    fn read(vm: &Vm) -> Result<Self> {
+    pub fn read(vm: &Vm) -> Result<Self> {
         vm.sh("sync; echo 3 > /proc/sys/vm/drop_caches; for f in /sys/kernel/slab/*/shrink; do echo 1 > $f; done")?;
         let mut counts = BTreeMap::new();
         for line in vm.read("/proc/slabinfo")?.lines().skip(2) {
@@ -255,7 +255,7 @@ impl Memory {
 }
 
 /// What grew by at least one a cycle in each window.
-fn leaks(readings: &[Memory], cycles: i64) -> Vec<String> {
+pub fn leaks(readings: &[Memory], cycles: i64) -> Vec<String> {
     let (Some(first), Some(last)) = (readings.first(), readings.last()) else {
         return Vec::new();
     };

@@ -7,9 +7,10 @@ pub(crate) mod clock;
 mod connect;
 pub(crate) mod cost;
 mod ic;
-mod lifecycle;
+pub(crate) mod lifecycle;
 mod refusal;
 mod services;
+pub(crate) mod storage;
 mod sysfs;
 
 use crate::runner::{Scenario, Suite};
@@ -35,6 +36,12 @@ pub fn suites() -> Vec<Suite> {
             about: "the same tests with the in-tree C drivers",
             drivers: Drivers::C,
             scenarios: both(),
+        },
+        Suite {
+            name: "storage",
+            about: "SCSI disks, with the Rust modules and with the in-tree C drivers",
+            drivers: Drivers::Rust,
+            scenarios: storage::scenarios(),
         },
     ]
 }

@@ -24,8 +24,6 @@ mod faults;
 mod pool;
 mod request;
 pub mod scsi;
-#[cfg(test)]
-mod tests;
 
 use hv_vmbus_host::device::Device;
 use hv_vmbus_host::DeviceConfig;

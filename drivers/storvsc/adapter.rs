@@ -297,10 +297,10 @@ impl Adapter {
     fn complete_failed(&self, mut command: Command, verdict: &Verdict, host: NtStatus) {
         let at = command.address();
         let opcode = command.opcode();
-        let level = if opcode == opcode::TEST_UNIT_READY {
-            LOG_WARN
-        } else {
-            LOG_ERROR
+        // How absent devices answer those who look for devices is no news.
+        let level = match opcode {
+            opcode::TEST_UNIT_READY | opcode::INQUIRY => LOG_WARN,
+            _ => LOG_ERROR,
         };
         if logging_level.get() >= level {
             ratelimited!(

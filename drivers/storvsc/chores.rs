@@ -5,7 +5,10 @@
 //! Whoever asks for something notes it in a bit, which costs no memory and cannot fail, and schedules the work.
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::{
+    num::NonZeroU64,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
 use hv_vmbus::services::deferred::Run;
 use kernel::{prelude::*, sync::Arc};
 
@@ -17,8 +20,8 @@ use crate::{
 /// A bit for each logical unit that a host can have.
 struct Bits {
     words: KVVec<AtomicU64>,
-    max_id: u32,
-    max_lun: u64,
+    max_id: NonZeroU64,
+    max_lun: NonZeroU64,
 }
 
 impl Bits {
@@ -31,19 +34,18 @@ impl Bits {
         }
         Ok(Self {
             words: list,
-            max_id: limits.max_id,
-            max_lun: limits.max_lun,
+            max_id: NonZeroU64::new(limits.max_id.into()).ok_or(EINVAL)?,
+            max_lun: NonZeroU64::new(limits.max_lun).ok_or(EINVAL)?,
         })
     }
 
     /// False when there is no such logical unit.
     fn set(&self, at: Address) -> bool {
-        if at.target >= self.max_id || at.lun >= self.max_lun {
+        let (max_id, max_lun) = (self.max_id.get(), self.max_lun.get());
+        if u64::from(at.target) >= max_id || at.lun >= max_lun {
             return false;
         }
-        let index = (u64::from(at.channel) * u64::from(self.max_id) + u64::from(at.target))
-            * self.max_lun
-            + at.lun;
+        let index = (u64::from(at.channel) * max_id + u64::from(at.target)) * max_lun + at.lun;
         let Some(word) = self.words.get((index / 64) as usize) else {
             return false;
         };
@@ -63,8 +65,8 @@ impl Bits {
                 bits &= bits - 1;
                 let target = index / self.max_lun;
                 each(Address {
-                    channel: (target / u64::from(self.max_id)) as u32,
-                    target: (target % u64::from(self.max_id)) as u32,
+                    channel: (target / self.max_id) as u32,
+                    target: (target % self.max_id) as u32,
                     lun: index % self.max_lun,
                 });
             }

@@ -288,6 +288,10 @@ impl Driver for StorvscDriver {
     }
 
     fn resume<'bound>(dev: &'bound Device<Core<'_>>, this: Pin<&Storage>) -> Result {
-        this.connect(dev, this.adapter.kind()).map(|_| ())
+        // Commands fail from then on, rather than wait for ever.
+        let gone = |_: &Error| this.adapter.set_gone();
+        this.connect(dev, this.adapter.kind())
+            .map(|_| ())
+            .inspect_err(gone)
     }
 }

@@ -4,7 +4,7 @@
 
 use core::marker::PhantomPinned;
 use hv_vmbus::{
-    channel::{CallbackMode, Channel, Handler, Open, OpenParams, PacketKind, Receiver, SendError},
+    channel::{CallbackMode, Channel, Handler, Open, OpenParams, PacketType, Receiver, SendError},
     device::Device,
     log::Show,
     ratelimited,
@@ -54,7 +54,7 @@ pub(crate) struct Callback<S: Service> {
 struct OpenState<S: Service> {
     session: S::Session,
     /// Where a request becomes its answer.
-    message: KVec<u8>,
+    message: KBox<[u8; MAX_MESSAGE]>,
 }
 
 impl<S: Service> Callback<S> {
@@ -64,7 +64,7 @@ impl<S: Service> Callback<S> {
             open <- new_spinlock!(
                 OpenState {
                     session,
-                    message: KVec::from_elem(0, MAX_MESSAGE, GFP_KERNEL)?,
+                    message: KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?,
                 },
                 "hv_utils_rs::open"
             ),
@@ -84,25 +84,20 @@ impl<S: Service> Handler for Callback<S> {
         let OpenState { session, message } = &mut *open;
         // A refused packet must not keep the ones behind it from being answered: the host signals only when it finds the
         // ring empty.
-        while let Ok(Some(packet)) = rx.next() {
-            let PacketKind::InBand = packet.kind else {
+        while let Ok(Some(packet)) = rx.next_into(message) {
+            if packet.descriptor.packet_type != PacketType::DATA_INBAND {
                 ratelimited!(
                     pr_err,
                     "{} IC: packet of another kind than in-band\n",
                     S::NAME
                 );
                 continue;
-            };
-            let Some(message) = message.get_mut(..packet.payload.len()) else {
-                ratelimited!(
-                    pr_err,
-                    "{} IC: packet of {} bytes\n",
-                    S::NAME,
-                    packet.payload.len()
-                );
+            }
+            let len = packet.descriptor.payload_len() as usize;
+            let Some(message) = message.get_mut(..len) else {
+                ratelimited!(pr_err, "{} IC: packet of {} bytes\n", S::NAME, len);
                 continue;
             };
-            message.copy_from_slice(packet.payload);
             let id = packet.descriptor.transaction_id;
             let Outcome { reply, event } = self.service.on_packet(session, message);
             if reply {

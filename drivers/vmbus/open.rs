@@ -303,11 +303,13 @@ impl OpenCore {
     pub(crate) unsafe fn recv(&self) -> Result<Option<Packet<'_>>, RecvError> {
         // SAFETY: By the requirement, nobody else uses `rx`. The result borrows the receiver in the caller's signature.
         let rx = unsafe { &mut *self.rx.get() };
-        if rx.ring.should_commit() {
-            self.give_room(rx);
-        }
         match rx.ring.read(&mut rx.buffer) {
-            Ok(packet) => Ok(Some(packet)),
+            Ok(packet) => {
+                if rx.ring.should_commit() {
+                    self.give_room(&mut rx.ring);
+                }
+                Ok(Some(packet))
+            }
             Err(ReadError::Empty) => Ok(None),
             Err(e) => Err(self.recv_failed(e)),
         }
@@ -324,9 +326,6 @@ impl OpenCore {
     ) -> Result<Option<Received>, RecvError> {
         // SAFETY: By the requirement, nobody else uses `rx`.
         let rx = unsafe { &mut *self.rx.get() };
-        if rx.ring.should_commit() {
-            self.give_room(rx);
-        }
         let incoming = match rx.ring.peek() {
             Ok(incoming) => incoming,
             Err(ReadError::Empty) => return Ok(None),
@@ -346,14 +345,17 @@ impl OpenCore {
             there
         };
         rx.ring.accept(&incoming);
+        if rx.ring.should_commit() {
+            self.give_room(&mut rx.ring);
+        }
         Ok(Some(Received { descriptor, len }))
     }
 
     /// Gives the space of the packets read back to the host in between: a handler that answers a host which asks again at
     /// once would read to the end of the ring without giving room.
     #[cold]
-    fn give_room(&self, rx: &mut Rx) {
-        if rx.ring.commit() {
+    fn give_room(&self, ring: &mut Consumer<RingView>) {
+        if ring.commit() {
             bump(&self.stats().intr_in_full);
             self.signal_host();
         }

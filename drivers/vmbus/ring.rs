@@ -128,6 +128,23 @@ impl RingMemory for RingView {
     }
 
     #[inline]
+    fn read_u64_pair(&self, offset: u32) -> [u64; 2] {
+        let offset = offset & !7;
+        if !self.covers(offset, 16) {
+            debug_assert!(false);
+            return [0; 2];
+        }
+        // SAFETY: Mapped, as just checked, beyond the end by the second mapping, and aligned.
+        unsafe {
+            let first = self.data.add(offset as usize).cast();
+            [
+                AtomicU64::from_ptr(first).load(Ordering::Relaxed),
+                AtomicU64::from_ptr(first.add(1)).load(Ordering::Relaxed),
+            ]
+        }
+    }
+
+    #[inline]
     fn write_u64(&self, offset: u32, value: u64) {
         if offset & 7 != 0 || !self.covers(offset, 8) {
             debug_assert!(false);

@@ -327,7 +327,8 @@ pub(crate) struct SubchannelDir(NonNull<ChannelObject>);
 impl SubchannelDir {
     pub(crate) fn new(parent: &ChannelDir, chan: &Arc<Chan>) -> Result<Self> {
         // SAFETY: The set exists as long as `parent`, which is dropped later.
-        Ok(Self(unsafe { ChannelObject::add(parent.kset, chan) }?))
+        let object = unsafe { ChannelObject::add(parent.kset, chan) }?;
+        Ok(Self(object))
     }
 
     /// Whether it is that of `chan`.

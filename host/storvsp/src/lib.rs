@@ -24,6 +24,8 @@ mod faults;
 mod pool;
 mod request;
 pub mod scsi;
+#[cfg(test)]
+mod tests;
 
 use hv_vmbus_host::device::Device;
 use hv_vmbus_host::DeviceConfig;

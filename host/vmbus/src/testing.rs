@@ -179,7 +179,7 @@ pub struct Bench {
     pub(crate) engine: Engine,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) partition: Arc<FakePartition>,
-    pub(crate) machine: Arc<FakeMachine>,
+    pub machine: Arc<FakeMachine>,
     pub(crate) now: Instant,
     /// What the engine sees of it.
     pub(crate) clock: Arc<Mutex<Instant>>,

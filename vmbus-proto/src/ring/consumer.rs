@@ -179,10 +179,8 @@ impl<M: RingMemory> Consumer<M> {
             return Err(RingError::Truncated { available }.into());
         }
         // The one look at the descriptor.
-        let descriptor = PacketDescriptor::from_words(
-            self.memory.read_u64(self.next),
-            self.memory.read_u64(advance(self.next, 8, self.size)),
-        );
+        let [first, second] = self.memory.read_u64_pair(self.next);
+        let descriptor = PacketDescriptor::from_words(first, second);
         descriptor.check(available).map_err(RingError::Packet)?;
         Ok(Incoming {
             descriptor,

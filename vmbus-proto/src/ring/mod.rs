@@ -124,6 +124,15 @@ pub trait RingMemory {
         u64::from_le_bytes(bytes)
     }
 
+    /// Loads the 16 bytes at `offset`, a multiple of 8, as two words. They go on at the start of the data area when
+    /// `offset` is its last word.
+    fn read_u64_pair(&self, offset: u32) -> [u64; 2] {
+        [
+            self.read_u64(offset),
+            self.read_u64(advance(offset, 8, self.data_size())),
+        ]
+    }
+
     /// Stores 8 bytes at `offset`, a multiple of 8.
     fn write_u64(&self, offset: u32, value: u64) {
         self.write(offset, &value.to_le_bytes());
@@ -160,6 +169,9 @@ impl<M: RingMemory + ?Sized> RingMemory for &M {
     }
     fn read_u64(&self, offset: u32) -> u64 {
         (**self).read_u64(offset)
+    }
+    fn read_u64_pair(&self, offset: u32) -> [u64; 2] {
+        (**self).read_u64_pair(offset)
     }
     fn write_u64(&self, offset: u32, value: u64) {
         (**self).write_u64(offset, value);

@@ -11,6 +11,8 @@ pub mod inquiry;
 mod mode;
 mod reservation;
 pub mod sense;
+#[cfg(test)]
+mod tests;
 
 pub use cdb::{Cdb, CDB_SIZE};
 pub use disk::{Disk, DiskConfig, Patience};

@@ -8,6 +8,7 @@
 mod api;
 mod args;
 mod cpu;
+mod loglimit;
 mod machine;
 mod memory;
 mod profile;
@@ -19,6 +20,7 @@ use api::{Api, Info, Notifier, Variables};
 use args::Args;
 use hv_hypervisor::{Config, Hypervisor, Profiler};
 use hv_vmbus_host::{HostConfig, LogLevelSetter};
+use loglimit::LogLimit;
 use machine::{QemuMachine, TscSample};
 use memory::CodePages;
 use parking_lot::Mutex;
@@ -203,6 +205,7 @@ fn init_log(args: &Args) -> Result<LogLevelSetter, String> {
         .with_writer(writer);
     tracing_subscriber::registry()
         .with(filter)
+        .with(LogLimit::default())
         .with(lines)
         .try_init()
         .map_err(|error| format!("log: {error}"))?;

@@ -224,6 +224,13 @@ impl Backend {
         Ok(())
     }
 
+    /// Lets another disk have the image, although commands may still be at work on it here. They are no danger: a
+    /// guest that is told of a new disk has seen the end of its commands to the old one.
+    pub fn give_up(&self) {
+        // Fails only where locks are not supported, and then there is none.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
+
     /// Makes durable what was written.
     ///
     /// # Errors
@@ -349,7 +356,9 @@ mod tests {
                 Err(BackendError::InUse(_))
             ));
         }
-        drop(writer);
+        writer.give_up();
+        let other = Backend::open(&path, None, false).expect("given up");
+        drop((writer, other));
         let one = Backend::open(&path, None, true).expect("opens");
         let two = Backend::open(&path, None, true).expect("opens");
         assert!(one.write(0, &[1], false).is_err() && two.resize(0).is_err());

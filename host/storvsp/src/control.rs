@@ -187,7 +187,9 @@ impl Controller {
             } => {
                 self.slot(*target, *lun)?;
                 // Commands that it is at work on keep it alive until they end.
-                self.slots.remove(&(*target, *lun));
+                if let Some(slot) = self.slots.remove(&(*target, *lun)) {
+                    slot.disk.store().give_up();
+                }
                 if *notify {
                     self.notify(io, Operation::REMOVE_DEVICE);
                 }

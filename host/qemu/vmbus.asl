@@ -23,11 +23,15 @@ DefinitionBlock ("", "SSDT", 2, "HYPRV", "VMBUS", 1)
                 QWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite,
                     0, 0xFE00000000, 0xFEFFFFFFFF, 0, 0x100000000)
             })
+            // Without a _CRS, be it empty as in OpenVMM's DSDT (vm/acpi, add_vmbus), the in-tree driver does not bind to
+            // the device (vmbus_acpi_add): it connects all the same, but knows no MMIO windows and keeps the connection
+            // over hibernation.
             Device (VMBS)
             {
                 Name (_HID, "VMBus")
                 Name (_UID, 0)
                 Name (_STA, 0x0F)
+                Name (_CRS, ResourceTemplate () {})
             }
         }
     }

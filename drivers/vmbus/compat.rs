@@ -22,18 +22,6 @@ errors! {
     eproto = EPROTO;
 }
 
-/// The value of a module parameter of integer type.
-macro_rules! param_value {
-    ($param:expr) => {{
-        #[cfg(kernel_7_3)]
-        let value = $param.value();
-        #[cfg(not(kernel_7_3))]
-        let value = *$param.value();
-        value
-    }};
-}
-pub(crate) use param_value;
-
 /// Implements `RawDeviceIdIndex` for a bus' id type: 7.3 stores a pointer to the entry's information in the table, 7.2 the
 /// entry's index.
 macro_rules! impl_device_id_index {

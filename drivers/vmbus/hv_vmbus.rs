@@ -52,13 +52,15 @@ module! {
     authors: ["hyperv-rs contributors"],
     description: "VMBus client for Hyper-V guests",
     license: "GPL",
-    params: {
-        max_version: u32 {
-            default: 0,
-            description: "Newest VMBus protocol version to offer the host: major << 16 | minor, 0 for all",
-        },
-    },
 }
+
+crate::module_param_int!(
+    max_version,
+    uint,
+    VmbusVersion::V6_0.0 as i32,
+    0o444,
+    "Newest VMBus protocol version to offer the host: major << 16 | minor"
+);
 
 /// Everything that module exit undoes, in the order of the fields.
 #[pin_data]
@@ -146,12 +148,8 @@ impl Vmbus {
         Arc<Connection>,
     )> {
         let features = check()?;
-        let max = match compat::param_value!(module_parameters::max_version) {
-            0 => VmbusVersion::V6_0,
-            version => VmbusVersion(version),
-        };
         // Dropped in reverse order when a later step fails.
-        let conn = Connection::new(features, max)?;
+        let conn = Connection::new(features, VmbusVersion(max_version.get_unsigned()))?;
         let platform = platform::Registration::new(&conn, module).inspect_err(|_| {
             pr_err!("not loaded: the firmware has no VMBus device; nothing to do\n")
         })?;

@@ -336,26 +336,33 @@ impl Connection {
         Iterator::chain(core::iter::once(first), others).filter(|cpu| ffi::hv_rs_cpu_usable(*cpu))
     }
 
-    /// See [`cpus_for`](Self::cpus_for). With `primary`, CPUs that the device does not use yet come first.
+    /// See [`cpus_for`](Self::cpus_for). With `primary`, CPUs that the device does not use yet come first. Among equals,
+    /// those of the NUMA node with the fewest channels: the nodes take turns, as with the C driver (`init_vp_index`).
     fn best_cpu(&self, perf: bool, primary: Option<&Chan>) -> u32 {
         if !perf {
             return CONNECT_CPU;
         }
         let list = self.list.lock();
+        // SAFETY: Target CPUs and those below `nr_cpu_ids` have an entry in the kernel's tables.
+        let node_of = |cpu: u32| unsafe { ffi::hv_rs_cpu_to_node(cpu) };
         let load = |cpu: u32| {
+            let node = node_of(cpu);
             let mut same = 0usize;
-            let mut all = 0usize;
-            for c in list
-                .iter()
-                .filter(|c| c.class.perf && c.target_cpu() == cpu)
-            {
-                all += 1;
+            let mut here = 0usize;
+            let mut nearby = 0usize;
+            for c in list.iter().filter(|c| c.class.perf) {
+                let target = c.target_cpu();
+                nearby += usize::from(node_of(target) == node);
+                if target != cpu {
+                    continue;
+                }
+                here += 1;
                 let family = primary.is_some_and(|p| {
                     ptr::eq(&**c, p) || c.primary.as_deref().is_some_and(|q| ptr::eq(q, p))
                 });
                 same += usize::from(family);
             }
-            (same, all)
+            (same, here, nearby)
         };
         (0..ffi::hv_rs_nr_cpu_ids())
             .filter(|cpu| ffi::hv_rs_cpu_usable(*cpu))

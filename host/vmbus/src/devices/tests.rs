@@ -31,6 +31,37 @@ fn agree(bench: &mut Bench, channel: &mut GuestChannel, answer: impl FnOnce(&mut
     bench.transmit(channel, id, &packet);
 }
 
+/// A heartbeat device, and a guest that has agreed with it on versions.
+fn heart() -> (Bench, GuestChannel, heartbeat::Guest) {
+    let (mut bench, mut channel) = bench("heartbeat", &[]);
+    let mut guest = heartbeat::Guest::new();
+    agree(&mut bench, &mut channel, |p| {
+        assert!(guest.on_packet(p).reply)
+    });
+    (bench, channel, guest)
+}
+
+/// Answers the heartbeats in the ring; how many there were.
+fn beat(bench: &mut Bench, channel: &mut GuestChannel, guest: &mut heartbeat::Guest) -> usize {
+    serve(bench, channel, |p| {
+        let outcome = guest.on_packet(p);
+        assert!(outcome.reply && outcome.event.is_ok());
+    })
+}
+
+/// As [`heart`], for shutdown requests.
+fn controlled(
+    args: &[(&str, &str)],
+    can_hibernate: bool,
+) -> (Bench, GuestChannel, shutdown::Guest) {
+    let (mut bench, mut channel) = bench("shutdown", args);
+    let mut guest = shutdown::Guest::new(can_hibernate);
+    agree(&mut bench, &mut channel, |p| {
+        assert!(guest.on_packet(p).reply)
+    });
+    (bench, channel, guest)
+}
+
 /// Answers all packets in the ring with `serve`, which turns a packet into its answer.
 fn serve(bench: &mut Bench, channel: &mut GuestChannel, mut serve: impl FnMut(&mut [u8])) -> usize {
     let mut count = 0;
@@ -68,21 +99,13 @@ fn time_status(bench: &mut Bench) -> TimesyncStatus {
 
 #[test]
 fn a_hundred_beats_with_none_missed_and_one_signal_each_way() {
-    let (mut bench, mut channel) = bench("heartbeat", &[]);
-    let mut guest = heartbeat::Guest::new();
-    agree(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
+    let (mut bench, mut channel, mut guest) = heart();
     let mut served = 0;
     for _ in 0..100 {
-        served += serve(&mut bench, &mut channel, |p| {
-            assert!(guest.on_packet(p).event.is_ok())
-        });
+        served += beat(&mut bench, &mut channel, &mut guest);
         bench.pass(2000, false);
     }
-    served += serve(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).event.is_ok())
-    });
+    served += beat(&mut bench, &mut channel, &mut guest);
     let status = beat_status(&mut bench);
     assert_eq!(
         (status.sent, status.answered, status.missed),
@@ -108,18 +131,12 @@ fn a_hundred_beats_with_none_missed_and_one_signal_each_way() {
 
 #[test]
 fn beats_without_an_answer_are_missed_and_late_answers_forgiven() {
-    let (mut bench, mut channel) = bench("heartbeat", &[]);
-    let mut guest = heartbeat::Guest::new();
-    agree(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
+    let (mut bench, mut channel, mut guest) = heart();
     // Beats after 0, 2, … 16 s; when the last is sent, the first four have waited for ten seconds.
     bench.pass(16_100, false);
     let status = beat_status(&mut bench);
     assert_eq!((status.sent, status.missed), (9, 4));
-    serve(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
+    beat(&mut bench, &mut channel, &mut guest);
     let status = beat_status(&mut bench);
     assert_eq!((status.answered, status.missed), (5, 4));
     assert_eq!(bench.violations().count, 0);
@@ -127,14 +144,8 @@ fn beats_without_an_answer_are_missed_and_late_answers_forgiven() {
 
 #[test]
 fn no_beat_is_due_while_the_vm_is_stopped() {
-    let (mut bench, mut channel) = bench("heartbeat", &[]);
-    let mut guest = heartbeat::Guest::new();
-    agree(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
-    serve(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
+    let (mut bench, mut channel, mut guest) = heart();
+    beat(&mut bench, &mut channel, &mut guest);
     bench.pass(60_000, true);
     let status = beat_status(&mut bench);
     assert_eq!((status.sent, status.missed), (1, 0));
@@ -142,32 +153,19 @@ fn no_beat_is_due_while_the_vm_is_stopped() {
 
 #[test]
 fn bursts_go_as_fast_as_the_guest_or_as_told() {
-    let (mut bench, mut channel) = bench("heartbeat", &[]);
-    let mut guest = heartbeat::Guest::new();
-    agree(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
-    serve(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
+    let (mut bench, mut channel, mut guest) = heart();
+    beat(&mut bench, &mut channel, &mut guest);
     bench.control(Command::ResetCounters).expect("reset");
     let burst = |count, every_ms| Command::Heartbeat {
         interval_ms: None,
         burst: Some(Burst { count, every_ms }),
     };
     bench.control(burst(50, 0)).expect("burst");
-    assert_eq!(
-        serve(&mut bench, &mut channel, |p| assert!(
-            guest.on_packet(p).reply
-        )),
-        50
-    );
+    assert_eq!(beat(&mut bench, &mut channel, &mut guest), 50);
     bench.control(burst(5, 100)).expect("burst");
     let mut served = 0;
     for _ in 0..45 {
-        served += serve(&mut bench, &mut channel, |p| {
-            assert!(guest.on_packet(p).reply)
-        });
+        served += beat(&mut bench, &mut channel, &mut guest);
         bench.pass(10, false);
     }
     assert_eq!(served, 5);
@@ -178,11 +176,7 @@ fn bursts_go_as_fast_as_the_guest_or_as_told() {
 /// A guest whose processors do not run for a while answers all that waits in the ring afterwards.
 #[test]
 fn a_fast_burst_to_a_guest_that_sleeps_makes_no_violation() {
-    let (mut bench, mut channel) = bench("heartbeat", &[]);
-    let mut guest = heartbeat::Guest::new();
-    agree(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
+    let (mut bench, mut channel, mut guest) = heart();
     bench
         .control(Command::Heartbeat {
             interval_ms: Some(0),
@@ -193,9 +187,7 @@ fn a_fast_burst_to_a_guest_that_sleeps_makes_no_violation() {
         })
         .expect("burst");
     bench.pass(2000, false);
-    let served = serve(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
+    let served = beat(&mut bench, &mut channel, &mut guest);
     assert!(served > 64, "{served}");
     assert_eq!(bench.violations().count, 0);
     let status = beat_status(&mut bench);
@@ -205,14 +197,8 @@ fn a_fast_burst_to_a_guest_that_sleeps_makes_no_violation() {
 /// A guest that reads but gives room back late does not miss the beats that found none.
 #[test]
 fn a_burst_waits_for_room_in_the_ring() {
-    let (mut bench, mut channel) = bench("heartbeat", &[]);
-    let mut guest = heartbeat::Guest::new();
-    agree(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
-    let mut served = serve(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
+    let (mut bench, mut channel, mut guest) = heart();
+    let mut served = beat(&mut bench, &mut channel, &mut guest);
     let (count, every_ms) = (300, 1);
     bench
         .control(Command::Heartbeat {
@@ -227,9 +213,7 @@ fn a_burst_waits_for_room_in_the_ring() {
     assert!((64..300).contains(&full.sent), "{full:?}");
     assert_eq!(full.missed, 0);
     for _ in 0..400 {
-        served += serve(&mut bench, &mut channel, |p| {
-            assert!(guest.on_packet(p).reply)
-        });
+        served += beat(&mut bench, &mut channel, &mut guest);
         bench.pass(1, false);
     }
     let status = beat_status(&mut bench);
@@ -240,11 +224,7 @@ fn a_burst_waits_for_room_in_the_ring() {
 /// One that never does misses them, one by one.
 #[test]
 fn a_burst_to_a_guest_that_gives_no_room_is_missed() {
-    let (mut bench, mut channel) = bench("heartbeat", &[]);
-    let mut guest = heartbeat::Guest::new();
-    agree(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
+    let (mut bench, _channel, _guest) = heart();
     bench
         .control(Command::Heartbeat {
             interval_ms: Some(0),
@@ -267,11 +247,7 @@ fn a_burst_to_a_guest_that_gives_no_room_is_missed() {
 
 #[test]
 fn a_wrong_sequence_number_is_a_violation() {
-    let (mut bench, mut channel) = bench("heartbeat", &[]);
-    let mut guest = heartbeat::Guest::new();
-    agree(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
+    let (mut bench, mut channel, mut guest) = heart();
     serve(&mut bench, &mut channel, |p| {
         assert!(guest.on_packet(p).reply);
         p[28] = p[28].wrapping_add(1);
@@ -283,11 +259,7 @@ fn a_wrong_sequence_number_is_a_violation() {
 
 #[test]
 fn packets_that_are_no_answers_are_violations() {
-    let (mut bench, mut channel) = bench("heartbeat", &[]);
-    let mut guest = heartbeat::Guest::new();
-    agree(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
+    let (mut bench, mut channel, mut guest) = heart();
     let (id, mut beat) = bench.receive(&mut channel).expect("a beat");
     // The request itself; too short; another type; an answer nobody asked for; and twice the right one.
     bench.transmit(&mut channel, id, &beat.clone());
@@ -354,12 +326,12 @@ fn bad_arguments_are_refused_with_a_sentence() {
             name: "heartbeat".into(),
             args: vec![(key.into(), value.into())],
         };
-        let Err(e) = super::make(&config) else {
+        let Err(e) = super::make(&config, &[]) else {
             panic!("{key}={value} accepted")
         };
         assert!(e.to_string().starts_with("device heartbeat: "), "{e}");
     }
-    assert!(super::make(&DeviceConfig::new("toaster")).is_err());
+    assert!(super::make(&DeviceConfig::new("toaster"), &[]).is_err());
 }
 
 fn now(bench: &Bench) -> timesync::Now {
@@ -553,11 +525,7 @@ fn shutdown_is_answered_with_the_guests_status() {
 
 #[test]
 fn a_shutdown_without_an_answer_ends_with_the_time_or_the_channel() {
-    let (mut bench, mut channel) = bench("shutdown", &[]);
-    let mut guest = shutdown::Guest::new(false);
-    agree(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
+    let (mut bench, channel, _guest) = controlled(&[], false);
     let command = Command::Shutdown {
         kind: ShutdownKind::PowerOff,
         force: false,
@@ -584,11 +552,7 @@ fn a_shutdown_without_an_answer_ends_with_the_time_or_the_channel() {
 
 #[test]
 fn hibernation_is_not_asked_of_versions_without_it() {
-    let (mut bench, mut channel) = bench("shutdown", &[("max", "3.1")]);
-    let mut guest = shutdown::Guest::new(true);
-    agree(&mut bench, &mut channel, |p| {
-        assert!(guest.on_packet(p).reply)
-    });
+    let (mut bench, _channel, _guest) = controlled(&[("max", "3.1")], true);
     let command = Command::Shutdown {
         kind: ShutdownKind::Hibernate,
         force: false,

@@ -41,10 +41,7 @@ pub fn run(env: &Env, config: VmConfig, load: bool) -> Result<()> {
     }
     if vm.config.profile {
         let path = vm.logs.join("kallsyms");
-        match vm
-            .sh("cat /proc/kallsyms > /tmp/kallsyms")
-            .and_then(|_| vm.read_all("/tmp/kallsyms"))
-        {
+        match vm.kallsyms() {
             Ok(text) => {
                 fs::write(&path, text).with_context(|| path.display().to_string())?;
                 println!(

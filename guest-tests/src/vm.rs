@@ -118,6 +118,8 @@ pub struct VmConfig {
     pub both_stacks: bool,
     /// Offers ACPI S4 to the guest.
     pub s4: bool,
+    /// A kernel and an initramfs in `/boot` of the guest, to be started by kexec.
+    pub next_kernel: bool,
     /// The console is this process's terminal, and a shell waits there.
     pub interactive: bool,
     /// More arguments for QEMU.
@@ -148,6 +150,7 @@ impl VmConfig {
             plain: false,
             s4: false,
             both_stacks: false,
+            next_kernel: false,
             interactive: false,
             qemu_args: Vec::new(),
         }
@@ -554,6 +557,14 @@ impl Vm {
     /// # Errors
     /// When they cannot be read.
     pub fn symbols(&self) -> Result<Symbols> {
+        Ok(Symbols::parse(&self.kallsyms()?)?)
+    }
+
+    /// The same as text: the functions in the guest's `/proc/kallsyms`.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn kallsyms(&self) -> Result<String> {
         // Compressed in the guest: the serial port takes some hundred kilobytes a second.
         self.sh("grep -i ' [tw] ' /proc/kallsyms | gzip -c > /tmp/kallsyms.gz")?;
         let path = self.logs.join("kallsyms.gz");
@@ -567,7 +578,7 @@ impl Vm {
         if !out.status.success() {
             bail!("gzip: {}", String::from_utf8_lossy(&out.stderr).trim());
         }
-        Ok(Symbols::parse(&String::from_utf8_lossy(&out.stdout))?)
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
 
     /// Counts the guest's instructions while `work` runs, and writes those of each function to `profile.txt` among the

@@ -119,6 +119,20 @@ pub fn write_initrd(env: &Env, config: &VmConfig, to: &Path) -> Result<()> {
             }
         }
     }
+    if config.next_kernel {
+        // It boots into the same system, without a third one in it.
+        let next = VmConfig {
+            next_kernel: false,
+            ..config.clone()
+        };
+        let initrd = to.with_extension("next");
+        write_initrd(env, &next, &initrd)?;
+        let kernel = config.kernel.as_ref().unwrap_or(&env.kernel);
+        overlay.dir("/boot");
+        overlay.file("/boot/vmlinuz", 0o644, &read(kernel)?);
+        overlay.file("/boot/initrd", 0o644, &read(&initrd)?);
+        fs::remove_file(&initrd).with_context(|| initrd.display().to_string())?;
+    }
     bytes.extend_from_slice(&overlay.finish());
     fs::write(to, bytes).with_context(|| to.display().to_string())
 }

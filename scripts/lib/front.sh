@@ -197,10 +197,11 @@ wants_debian() {
 		return 1
 		;;
 	hv-test)
-		# Needed by the suite storage, which runs when it is named or when none is.
+		# Needed by all suites but the native one.
 		for arg in ${ARGS[@]+"${ARGS[@]}"}; do
-			[[ $arg != storage ]] || return 0
-			! grep -q "^$arg " "$HV_SCRIPTS/suites" || suites=1
+			grep -q "^$arg " "$HV_SCRIPTS/suites" || continue
+			[[ $arg == unit ]] || return 0
+			suites=1
 		done
 		((suites == 0))
 		;;

@@ -12,7 +12,7 @@ use crate::runner::{Ctx, Scenario};
 use crate::vm::{unix_now, ClockOffset, Vm, SOON};
 
 /// How close the guest must come to the host, in milliseconds.
-const CLOSE_MS: f64 = 100.0;
+pub const CLOSE_MS: f64 = 100.0;
 
 /// Within which time.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -60,7 +60,7 @@ fn timesync(
 }
 
 /// No sample comes unless the test sends one.
-fn quiet(vm: &Vm) -> Result<()> {
+pub fn quiet(vm: &Vm) -> Result<()> {
     timesync(vm, None, Some(0), Some(false)).map(drop)
 }
 
@@ -173,7 +173,7 @@ fn sample(ctx: &Ctx) -> Result<()> {
 }
 
 /// Sends one sample and waits until the guest has answered it.
-fn send_and_wait(vm: &Vm, kind: SampleKind) -> Result<()> {
+pub fn send_and_wait(vm: &Vm, kind: SampleKind) -> Result<()> {
     let before = vm.host().timesync()?.answered;
     vm.host().time_sample(kind, 0, false)?;
     let begin = Instant::now();
@@ -207,36 +207,83 @@ fn hours(ctx: &Ctx) -> Result<()> {
     })
 }
 
+/// The device node of the PTP clock named `hyperv`.
+pub fn ptp_node(vm: &Vm) -> Result<String> {
+    let named = vm.sh("grep -lx hyperv /sys/class/ptp/ptp*/clock_name")?;
+    let names: Vec<&str> = named.lines().collect();
+    ensure!(names.len() == 1, "PTP clocks named hyperv: {names:?}");
+    let node = names[0]
+        .split('/')
+        .rev()
+        .nth(1)
+        .context("path of the PTP clock")?;
+    Ok(format!("/dev/{node}"))
+}
+
+/// How far a PTP clock is off.
+pub fn ptp_offset(vm: &Vm, node: &str) -> Result<ClockOffset> {
+    let before = unix_now();
+    let ns: u64 = vm.agent.call(Ask::PtpTime { path: node.into() }, SOON)?;
+    let after = unix_now();
+    Ok(ClockOffset {
+        ms: (ns as i128 - ((before + after) / 2).as_nanos() as i128) as f64 / 1e6,
+        uncertainty_ms: (after - before).as_secs_f64() * 1e3 / 2.0,
+    })
+}
+
 fn ptp(ctx: &Ctx) -> Result<()> {
     ctx.connected(ctx.config(), |vm| {
-        let named = vm.sh("grep -lx hyperv /sys/class/ptp/ptp*/clock_name")?;
-        let names: Vec<&str> = named.lines().collect();
-        ensure!(names.len() == 1, "PTP clocks named hyperv: {names:?}");
-        let node = names[0]
-            .split('/')
-            .rev()
-            .nth(1)
-            .context("path of the PTP clock")?;
+        let node = ptp_node(vm)?;
         send_and_wait(vm, SampleKind::Sample)?;
         // The PTP clock follows the host even when the guest's own clock is wrong.
         quiet(vm)?;
         vm.set_clock(-3_600_000)?;
-        let before = unix_now();
-        let ns: u64 = vm.agent.call(
-            Ask::PtpTime {
-                path: format!("/dev/{node}"),
-            },
-            SOON,
-        )?;
-        let after = unix_now();
-        let off = (ns as i128 - ((before + after) / 2).as_nanos() as i128) as f64 / 1e6;
-        let uncertainty = (after - before).as_secs_f64() * 1e3 / 2.0;
+        let offset = ptp_offset(vm, &node)?;
         ensure!(
-            off.abs() <= CLOSE_MS + uncertainty,
-            "/dev/{node} is {off:.1} ms off"
+            offset.ms.abs() <= CLOSE_MS + offset.uncertainty_ms,
+            "{node} is {:.1} ms off",
+            offset.ms
         );
+        // As chrony reads it: PTP_SYS_OFFSET and PTP_SYS_OFFSET_EXTENDED (`linux/ptp_clock.h`), three readings with the
+        // system's clock before and after each. C has the first alone.
+        for (ioctl, size, phc) in [(0x4340_3d05u32, 832, [1, 3, 5]), (0xc4c0_3d09, 1216, [1, 4, 7])] {
+            if size == 1216 && ctx.drivers == crate::Drivers::C {
+                continue;
+            }
+            let text = vm.sh(&format!(
+                r#"perl -e 'open(my $f, "+<", "{node}") or die; my $data = pack("Lx{pad}", 3);
+                   ioctl($f, {ioctl}, $data) // die "$!\n"; my @t = unpack("x16(ql2)9", $data);
+                   printf("%d.%09d ", $t[3 * $_], $t[3 * $_ + 1]) for (0 .. 8)'"#,
+                pad = size - 4
+            ))?;
+            let times: Vec<f64> = text.split_whitespace().filter_map(|t| t.parse().ok()).collect();
+            for at in phc {
+                let (before, phc, after) = (times[at - 1], times[at], times[at + 1]);
+                // The system's clock was set an hour back above.
+                let off = (phc - (before + after) / 2.0 - 3600.0) * 1e3;
+                ensure!(
+                    before <= after && off.abs() <= CLOSE_MS + (after - before) * 1e3,
+                    "ioctl {ioctl:#x}: reading {before} {phc} {after}, {off:.1} ms off"
+                );
+            }
+        }
+        // It cannot be set or shifted: clock_settime and, with ADJ_SETOFFSET, clock_adjtime, by their numbers.
+        for (what, number, data) in [
+            ("setting", 227, r#"pack("qq", 1, 0)"#),
+            ("shifting", 305, r#"pack("L", 0x100) . "\0" x 256"#),
+        ] {
+            let out = vm.sh(&format!(
+                r#"perl -e 'open(my $f, "+<", "{node}") or die; my $id = (~fileno($f) << 3) | 3; my $data = {data};
+                   syscall({number}, $id, $data) == -1 or die; print $!'"#
+            ))?;
+            ensure!(
+                out == "Operation not supported",
+                "{what} {node} fails with {out:?}"
+            );
+        }
         ctx.figure(format!(
-            "/dev/{node} off by {off:+.2} ms (±{uncertainty:.2})"
+            "{node} off by {:+.2} ms (±{:.2})",
+            offset.ms, offset.uncertainty_ms
         ));
         Ok(())
     })

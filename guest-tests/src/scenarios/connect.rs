@@ -31,6 +31,11 @@ pub fn scenarios() -> Vec<Scenario> {
         ));
     }
     all.push(Scenario::new(
+        "placement",
+        "channels that carry load: spread over NUMA nodes and CPUs, none on isolated CPUs",
+        placement,
+    ));
+    all.push(Scenario::new(
         "max-version",
         "module parameter max_version limits what the guest asks for",
         max_version,
@@ -138,19 +143,95 @@ pub fn interrupts(vm: &Vm, label: &str) -> Result<Option<Vec<u64>>> {
     }))
 }
 
+/// CPU and NUMA node of each channel of class SCSI, in the order of the offers. No driver is loaded for them.
+fn placed(vm: &Vm) -> Result<Vec<(u32, i32)>> {
+    let mut channels = vm.host().channels()?;
+    channels.retain(|channel| channel.device.starts_with("scsi"));
+    channels.sort_by_key(|channel| channel.relid);
+    let mut all = Vec::new();
+    for channel in channels {
+        let dir = format!("/sys/bus/vmbus/devices/{}", channel.instance);
+        let mapping = vm.read(&format!("{dir}/channel_vp_mapping"))?;
+        let (_, cpu) = mapping.split_once(':').context(mapping.clone())?;
+        all.push((cpu.parse()?, vm.read(&format!("{dir}/numa_node"))?.parse()?));
+    }
+    Ok(all)
+}
+
+fn placement(ctx: &Ctx) -> Result<()> {
+    let config = |part: &str| {
+        let mut config = ctx.config_for(part, ctx.drivers).smp(4);
+        config.devices = [
+            "heartbeat",
+            "shutdown",
+            "timesync",
+            "scsi0",
+            "scsi1",
+            "scsi2",
+            "scsi3",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        // The host maps guest memory as one block, so one node has all of it.
+        let memory = format!("memory-backend-ram,id=all,size={}M", config.memory);
+        let numa = [
+            "-smp",
+            "sockets=2,cores=2,threads=1",
+            "-object",
+            &memory,
+            "-numa",
+            "node,nodeid=0,cpus=0-1,memdev=all",
+            "-numa",
+            "node,nodeid=1,cpus=2-3",
+        ];
+        config.qemu_args = numa.map(str::to_owned).to_vec();
+        config
+    };
+    ctx.connected(config("all"), |vm| {
+        let placed = placed(vm)?;
+        ctx.figure(format!("CPU, node: {placed:?}"));
+        let mut cpus: Vec<u32> = placed.iter().map(|(cpu, _)| *cpu).collect();
+        cpus.sort_unstable();
+        equal("CPUs of four channels", cpus, vec![0, 1, 2, 3])?;
+        ensure(
+            placed[0].1 != placed[1].1,
+            format!("the first two channels are on one node: {placed:?}"),
+        )
+    })?;
+    ctx.connected(
+        config("isolated").cmdline("isolcpus=managed_irq,1-2"),
+        |vm| {
+            let mut cpus: Vec<u32> = placed(vm)?.iter().map(|(cpu, _)| *cpu).collect();
+            cpus.sort_unstable();
+            equal("CPUs with 1 and 2 isolated", cpus, vec![0, 0, 3, 3])
+        },
+    )
+}
+
 fn max_version(ctx: &Ctx) -> Result<()> {
     // 5.2 as the parameter wants it: major << 16 | minor.
     let value = (5 << 16) | 2;
     let version = "5.2";
+    let shown = |vm: &Vm, module: &str| {
+        equal(
+            "max_version in sysfs",
+            vm.read(&format!("/sys/module/{module}/parameters/max_version"))?,
+            value.to_string(),
+        )
+    };
     match ctx.drivers {
         Drivers::C => ctx.connected(
             ctx.config()
                 .cmdline(&format!("hv_vmbus.max_version={value}")),
-            |vm| agreed_version(vm, version),
+            |vm| {
+                shown(vm, "hv_vmbus")?;
+                agreed_version(vm, version)
+            },
         ),
         _ => ctx.booted(ctx.config(), |vm| {
             vm.load_with("hv_vmbus_rs", &format!("max_version={value}"))?;
             vm.host().wait_connected(SOON)?;
+            shown(vm, "hv_vmbus_rs")?;
             agreed_version(vm, version)
         }),
     }

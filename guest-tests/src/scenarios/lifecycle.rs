@@ -223,7 +223,7 @@ fn reload(ctx: &Ctx) -> Result<()> {
 const WINDOWS: u32 = 4;
 
 /// Cycles in a window that is long enough for what the CPUs' own lists do not to count.
-const LONG_WINDOW: u32 = 13;
+const LONG_WINDOW: u32 = 25;
 
 /// How the guest's memory is used: counts by name.
 #[derive(Default)]

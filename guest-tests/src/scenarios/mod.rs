@@ -8,10 +8,12 @@ mod connect;
 pub(crate) mod cost;
 mod ic;
 pub(crate) mod lifecycle;
+mod power;
 mod refusal;
 mod services;
 pub(crate) mod storage;
 mod sysfs;
+mod system;
 
 use crate::runner::{Scenario, Suite};
 use crate::{unit, Drivers};
@@ -54,7 +56,9 @@ fn both() -> Vec<Scenario> {
     all.extend(ic::scenarios());
     all.extend(clock::scenarios());
     all.extend(lifecycle::scenarios());
+    all.extend(power::scenarios());
     all.extend(sysfs::scenarios());
+    all.extend(system::scenarios());
     all
 }
 

@@ -3,7 +3,6 @@
 //! Integration services: heartbeat and shutdown.
 
 use anyhow::Result;
-use guest_agent::Command as Ask;
 use hvctl::{ShutdownKind, Until};
 
 use super::connect::interrupts;
@@ -31,11 +30,6 @@ pub fn scenarios() -> Vec<Scenario> {
             "hibernate-refused",
             "without ACPI S4 the request is refused and the guest goes on",
             refused,
-        ),
-        Scenario::new(
-            "hibernate-uevent",
-            "with ACPI S4 the request is accepted and becomes a uevent",
-            uevent,
         ),
     ]
 }
@@ -134,34 +128,6 @@ fn refused(ctx: &Ctx) -> Result<()> {
         )?;
         vm.log("Hibernation request received", 0, SOON)?;
         vm.beats(10)?;
-        Ok(())
-    })
-}
-
-fn uevent(ctx: &Ctx) -> Result<()> {
-    let mut config = ctx.config();
-    config.s4 = true;
-    ctx.connected(config, |vm| {
-        let handle: u64 = vm.agent.call(Ask::UeventListen, SOON)?;
-        let reply = vm.host().shutdown(ShutdownKind::Hibernate, false, SOON)?;
-        equal("status in the guest's answer", reply.status, Some(0))?;
-        vm.log("Hibernation request received", 0, SOON)?;
-        vm.log("Sent hibernation uevent", 0, SOON)?;
-        // What udev rules of distributions wait for.
-        let ask = Ask::Uevent {
-            handle,
-            line: "EVENT=hibernate".into(),
-            timeout_ms: 20_000,
-        };
-        let uevent: Vec<String> = vm.agent.call(ask, COMMAND_LIMIT)?;
-        let has = |line: &str| {
-            ensure(
-                uevent.iter().any(|l| l == line),
-                format!("no {line} in the uevent: {uevent:?}"),
-            )
-        };
-        has("ACTION=change")?;
-        has("SUBSYSTEM=vmbus")?;
         Ok(())
     })
 }

@@ -9,7 +9,7 @@ use guest_agent::Entry;
 
 use super::connect::PACE_MS;
 use crate::runner::{equal, Ctx, Scenario};
-use crate::vm::Vm;
+use crate::vm::{Vm, SOON};
 use crate::Drivers;
 
 pub fn scenarios() -> Vec<Scenario> {
@@ -23,6 +23,16 @@ pub fn scenarios() -> Vec<Scenario> {
             "channel-counters",
             "interrupts and events of the heartbeat channel rise; ring figures agree",
             counters,
+        ),
+        Scenario::new(
+            "sysfs-binding",
+            "new_id, remove_id and driver_override: what they accept, refuse and do",
+            binding,
+        ),
+        Scenario::new(
+            "monitor-pages",
+            "a channel that signals by the monitor page, at the oldest and the newest version",
+            monitored,
         ),
         Scenario::new(
             "lsvmbus",
@@ -210,6 +220,93 @@ fn counters(ctx: &Ctx) -> Result<()> {
     })
 }
 
+fn binding(ctx: &Ctx) -> Result<()> {
+    const DRIVER: &str = "/sys/bus/vmbus/drivers/hv_utils";
+    ctx.connected(ctx.config(), |vm| {
+        let writes = |path: &str, text: &str, error: &str| {
+            let result = vm.write(path, text).map_err(|err| format!("{err:#}"));
+            let found = result.err().unwrap_or_default();
+            ensure!(
+                found.is_empty() == error.is_empty() && found.contains(error),
+                "writing {text:?} to {path}: {found:?}, expected {error:?}"
+            );
+            Ok(())
+        };
+        let (new, remove) = (format!("{DRIVER}/new_id"), format!("{DRIVER}/remove_id"));
+        // As documented in the kernel's ABI: a GUID; no braces.
+        let guid = "01234567-89ab-cdef-0123-456789abcdef";
+        writes(&new, "nonsense", "Invalid argument")?;
+        writes(
+            &new,
+            "01234567-89ab-cdef-0123-456789abcdeg",
+            "Invalid argument",
+        )?;
+        writes(&remove, guid, "No such device")?;
+        writes(&new, guid, "")?;
+        writes(&new, guid, "File exists")?;
+        writes(&remove, guid, "")?;
+        writes(&remove, guid, "No such device")?;
+        // The driver that root names is the only one that binds.
+        let channel = vm.host().channel("timesync")?;
+        let dir = device_dir(&channel.instance);
+        let over = format!("{dir}/driver_override");
+        let (unbind, bind) = (format!("{DRIVER}/unbind"), format!("{DRIVER}/bind"));
+        writes(&unbind, &channel.instance, "")?;
+        writes(&over, "no_such_driver", "")?;
+        equal(
+            "driver_override",
+            vm.read(&over)?.as_str(),
+            "no_such_driver",
+        )?;
+        writes(&bind, &channel.instance, "No such device")?;
+        ensure!(
+            vm.run(&format!("test -e {dir}/driver"), SOON)?.rc != Some(0),
+            "bound in spite of driver_override"
+        );
+        writes(&over, "hv_utils", "")?;
+        writes(&bind, &channel.instance, "")?;
+        vm.host().wait_negotiated("timesync", SOON)?;
+        writes(&over, "\n", "")?;
+        equal("driver_override", vm.read(&over)?.as_str(), "(null)")?;
+        vm.beats(5).map(drop)
+    })
+}
+
+fn monitored(ctx: &Ctx) -> Result<()> {
+    for version in ["4.0", "6.0"] {
+        let mut config = ctx.config_for(version, ctx.drivers).smp(2).vmbus(version);
+        config.devices = ["heartbeat:monitor=on", "shutdown", "timesync"]
+            .map(str::to_owned)
+            .to_vec();
+        ctx.connected(config, |vm| {
+            let channel = vm.host().channel("heartbeat")?;
+            let relid = channel.relid.context("no relid")?;
+            let dir = device_dir(&channel.instance);
+            let number = |name: &str| -> Result<u64> {
+                let text = vm.read(&format!("{dir}/{name}"))?;
+                text.parse().with_context(|| format!("{name}: {text:?}"))
+            };
+            equal(
+                "monitor_id of device and channel",
+                number("monitor_id")?,
+                number(&format!("channels/{relid}/monitor_id"))?,
+            )?;
+            let events = format!("channels/{relid}/events");
+            let before = number(&events)?;
+            let beats = ctx.count(500, 30);
+            let status = vm.paced_beats(beats, PACE_MS)?;
+            // Hypercalls are what the page saves.
+            equal("signals by hypercall", number(&events)? - before, 0)?;
+            ctx.figure(format!(
+                "{version}: {beats} beats, longest {} us",
+                status.max_rtt_us.unwrap_or(0)
+            ));
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 fn lsvmbus(ctx: &Ctx) -> Result<()> {
     ctx.connected(ctx.config().smp(2), |vm| {
         let short = vm.sh("lsvmbus")?;
@@ -248,8 +345,16 @@ fn lsvmbus(ctx: &Ctx) -> Result<()> {
 
 /// Boots a guest with each stack and gives what `look` sees in each: Rust first.
 fn both<T>(ctx: &Ctx, look: impl Fn(&Vm) -> Result<T>) -> Result<(T, T)> {
-    let rust = ctx.connected(ctx.config_for("rust", Drivers::Rust), &look)?;
-    let c = ctx.connected(ctx.config_for("c", Drivers::C), &look)?;
+    let config = |name: &str, drivers| {
+        let mut config = ctx.config_for(name, drivers);
+        // One with monitor files, two without.
+        config.devices = ["heartbeat:monitor=on", "shutdown", "timesync"]
+            .map(str::to_owned)
+            .to_vec();
+        config
+    };
+    let rust = ctx.connected(config("rust", Drivers::Rust), &look)?;
+    let c = ctx.connected(config("c", Drivers::C), &look)?;
     Ok((rust, c))
 }
 
@@ -275,7 +380,7 @@ fn same_lsvmbus(ctx: &Ctx) -> Result<()> {
 
 /// Values that change from one reading to the next or from one boot to the next. Their format is compared, not their
 /// value. All of them are counters or positions in rings.
-const VARYING: [&str; 18] = [
+const VARYING: [&str; 19] = [
     "in_read_bytes_avail",
     "in_read_index",
     "in_write_bytes_avail",
@@ -294,6 +399,7 @@ const VARYING: [&str; 18] = [
     "intr_out_empty",
     "client_monitor_pending",
     "server_monitor_pending",
+    "pending",
 ];
 
 /// What differs on purpose, or has nothing to do with the drivers compared.

@@ -369,9 +369,10 @@ fn vanish(vm: &Vm, controllers: &[String]) -> Result<u64> {
             device: device.clone(),
             lun: None,
             opcode: None,
-            count: 1,
+            // All of them.
+            count: 0,
             skip: 0,
-            fault: DiskFault::Stall { ms: 3_600_000 },
+            fault: DiskFault::Delay { ms: 3_600_000 },
         })?;
         loads.push(tool_start(
             vm,

@@ -9,23 +9,26 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use hv_vmbus::{
-    channel::{CallbackMode, GpaRangeHeader, Handler, Receiver, SendError, WriteError},
+    channel::{
+        CallbackMode, GpaRangeHeader, Handler, InRing, Receiver, RingProducer, SendError,
+        WriteError,
+    },
     log::Show,
     ratelimited,
     services::{cpu, deferred::Deferred, reply::Reply},
 };
 use kernel::{new_mutex, prelude::*, sync::Arc, sync::Mutex};
 use vmbus_proto::storvsc::{
-    completion::{classify, judge, opcode, Incoming, Outcome, Sent, Verdict},
-    srb::{ScsiAddress, ScsiRequest, ScsiStatus, Transfer},
+    completion::{classify, judge, opcode, succeeded, Incoming, Outcome, Sent, Verdict},
+    srb::{ScsiAddress, ScsiStatus, Transfer},
     wire::{NtStatus, Operation, ScsiPacket, StorVersion, VstorPacket, VSTOR_PACKET_SIZE},
 };
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
     chores::Chores,
     links::{Link, Links, Map, PRIMARY},
-    logging_level, ring_avail_percent_lowater,
+    logging_level,
     scsi::{Command, DeviceSettings, Direction, HostByte, HostDriver, Limits, ScsiHost, Slots},
 };
 
@@ -41,6 +44,9 @@ const RESET_ID: u64 = u64::MAX - 1;
 
 /// Answers taken in one interrupt, or in one turn of the softirq: less than 2 ms' worth.
 const BUDGET: u32 = 256;
+
+/// Words of an answer that [`succeeded`] looks at: half of it.
+const HEAD_WORDS: usize = VSTOR_PACKET_SIZE / 16;
 
 /// The kinds of devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,9 +129,9 @@ impl Adapter {
 
     // --- Sending.
 
-    /// The packet that asks the host for `command`. `None`: no host can do it.
+    /// The packet that asks the host for `command`, as words. `None`: no host can do it.
     #[inline]
-    fn request(&self, command: &Command) -> Option<ScsiPacket> {
+    fn request(&self, command: &Command) -> Option<[u64; VSTOR_PACKET_SIZE / 8]> {
         let at = command.address();
         let address = ScsiAddress {
             port: self.port,
@@ -138,53 +144,61 @@ impl Adapter {
             Direction::ToDevice => Transfer::ToDevice(command.len()),
             Direction::None => Transfer::None,
         };
-        ScsiRequest::command(address, command.cdb(), transfer, command.tagged())
-            .map(ScsiPacket::execute)
+        let (cdb, cdb_len) = (command.cdb(), command.cdb_len());
+        ScsiPacket::execute_words(address, cdb, cdb_len, transfer, command.tagged())
     }
 
-    /// Sends `command` by `link`, if more than `low_water` percent of the ring are free.
-    #[inline]
-    fn send(
+    /// Sends `command` by `link`, if `low_water` bytes of the ring are free after that. `SLOW` tells the compiler nothing but that
+    /// there are two of these, each with one caller to become part of.
+    #[inline(always)]
+    fn send<const SLOW: bool>(
         &self,
         link: &Link,
         command: Command,
-        packet: &ScsiPacket,
         low_water: u32,
-    ) -> Result<(), (Command, SendError)> {
+    ) -> Result<(), (SendError, Command)> {
+        let Some(packet) = self.request(&command) else {
+            return Err((SendError::Invalid, command));
+        };
         let ticket = match self.slots.ticket(command, link.way) {
             Ok(ticket) => ticket,
-            Err(command) => return Err((command, SendError::Invalid)),
+            Err(command) => return Err((SendError::Invalid, command)),
         };
-        let mut ticket = Some(ticket);
-        let sent = link.sender.sender().send_with(|ring| {
-            let Some(t) = ticket.take() else {
-                return Err(WriteError::WrongLength);
-            };
-            let command = t.command();
-            let reserve = ring.size() / 128 * low_water;
-            let written = if !ring.has_room(reserve)? {
-                Err(WriteError::Full { needed: reserve })
-            } else if command.len() == 0 {
-                ring.send_in_band(packet.bytes(), t.id(), true)
-            } else {
+        let sent = link.sender.sender().send_value(ticket, |ring, ticket| {
+            let (command, id) = (ticket.command(), ticket.id());
+            let written = if command.len() != 0 {
                 let range = GpaRangeHeader {
                     byte_count: command.len(),
                     byte_offset: command.page_offset(),
                 };
-                ring.send_gpa_direct(range, command.pfns(), packet.bytes(), t.id())
+                let (pfns, packet) = (command.pfns(), packet.as_bytes());
+                ring.send_gpa_direct_keeping(low_water, range, pfns, packet, id)
+            } else {
+                send_without_data(ring, packet.as_bytes(), id)
             };
             match written {
                 // The last thing before the host can see the packet, and under the ring's lock: who forbids sending finds
                 // each command that was sent before in its place.
-                Ok(()) => t.park(),
-                Err(_) => ticket = Some(t),
+                Ok(()) => {
+                    ticket.park();
+                    Ok(())
+                }
+                Err(e) => Err((e, ticket)),
             }
-            written
         });
-        match (sent, ticket) {
-            (Err(e), Some(ticket)) => Err((ticket.into_command(), e)),
-            _ => Ok(()),
-        }
+        sent.map_err(|(e, ticket)| (e, ticket.into_command()))
+    }
+
+    /// See [`send`](Self::send).
+    #[cold]
+    #[inline(never)]
+    fn send_slowly(
+        &self,
+        link: &Link,
+        command: Command,
+        low_water: u32,
+    ) -> Result<(), (SendError, Command)> {
+        self.send::<true>(link, command, low_water)
     }
 
     /// Tries the other channels, and then the primary or the own to the last byte.
@@ -194,24 +208,22 @@ impl Adapter {
         map: &Map,
         own: &Link,
         command: Command,
-        packet: &ScsiPacket,
-        low_water: u32,
         error: SendError,
     ) -> Result<(), Command> {
         let (mut command, mut error) = (command, error);
         for link in map.others(own) {
-            match self.send(link, command, packet, low_water) {
+            match self.send_slowly(link, command, link.low_water) {
                 Ok(()) => return Ok(()),
-                Err((back, _)) => command = back,
+                Err((_, back)) => command = back,
             }
         }
         let last = match (error, map.primary()) {
             (SendError::Closed | SendError::Broken, Some(primary)) => primary,
             _ => own,
         };
-        match self.send(last, command, packet, 0) {
+        match self.send_slowly(last, command, 0) {
             Ok(()) => return Ok(()),
-            Err((back, e)) => (command, error) = (back, e),
+            Err((e, back)) => (command, error) = (back, e),
         }
         match error {
             SendError::Full { .. } => Err(command),
@@ -236,9 +248,46 @@ impl Adapter {
 
     // --- Receiving. Interrupt or softirq context.
 
+    /// The command that an answer with this id and this start (32 bytes) ends well, and how many bytes were transferred; `None`,
+    /// and nothing has happened, when it does not.
     #[inline]
+    fn take_good(&self, id: u64, head: &[u64; HEAD_WORDS]) -> Option<(Command, u32)> {
+        let transferred = succeeded(head)?;
+        Some((self.slots.take(id)?, transferred))
+    }
+
+    /// Sees to any packet.
+    #[cold]
+    fn on_any(&self, packet: &InRing<'_>) {
+        let len = packet.descriptor().payload_len() as usize;
+        let id = packet.descriptor().transaction_id;
+        // All, or when it is shorter the first word, which is all that short ones have.
+        let payload = packet.words(0).or_else(|| {
+            packet.words(0).map(|[word]| {
+                let mut words = [0; VSTOR_PACKET_SIZE / 8];
+                words[0] = word;
+                words
+            })
+        });
+        let packet: ScsiPacket = zerocopy::transmute!(payload.unwrap_or_default());
+        let there = packet.bytes().get(..len).unwrap_or(packet.bytes());
+        self.on_packet(id, there, &packet);
+    }
+
+    #[cold]
     fn on_packet(&self, id: u64, payload: &[u8], packet: &ScsiPacket) {
         match classify(id, payload) {
+            // The host still has the command, and its memory: the true answer may yet come.
+            Ok(Incoming::Answer)
+                if packet.header.operation != Operation::COMPLETE_IO
+                    && !matches!(id, CONTROL_ID | RESET_ID) =>
+            {
+                ratelimited!(
+                    pr_err,
+                    "a command is answered with {:?}; ignored\n",
+                    Debug(packet.header.operation)
+                );
+            }
             Ok(Incoming::Answer) => match self.slots.take(id) {
                 Some(command) => self.complete(command, packet),
                 None => self.on_other_answer(id, payload),
@@ -274,7 +323,6 @@ impl Adapter {
         reply.answer(packet.map(|(packet, _)| packet).map_err(|_| EIO));
     }
 
-    #[inline]
     fn complete(&self, command: Command, packet: &ScsiPacket) {
         let sent = Sent {
             opcode: command.opcode(),
@@ -283,10 +331,22 @@ impl Adapter {
         };
         let verdict = judge(&sent, packet);
         if verdict.outcome == Outcome::Status && verdict.scsi_status == ScsiStatus::GOOD {
-            command.complete(HostByte::Ok, 0, verdict.residual);
+            self.complete_well(command, verdict.transferred);
         } else {
             self.complete_failed(command, &verdict, packet.header.status);
+            self.after_one();
         }
+    }
+
+    #[inline]
+    fn complete_well(&self, command: Command, transferred: u32) {
+        let residual = command.len().saturating_sub(transferred);
+        command.complete(HostByte::Ok, 0, residual);
+        self.after_one();
+    }
+
+    #[inline]
+    fn after_one(&self) {
         // SeqCst: after the command was taken out of its place; see `drain`.
         if self.draining.load(Ordering::SeqCst) {
             self.drained.answer(());
@@ -459,18 +519,13 @@ impl Adapter {
 impl HostDriver for Adapter {
     #[inline]
     fn queue(&self, command: Command) -> Result<(), Command> {
-        let Some(packet) = self.request(&command) else {
-            command.fail(HostByte::Error);
-            return Ok(());
-        };
         let map = self.links.map.read();
         let Some(own) = map.own(cpu::current()) else {
             return self.not_sent(command);
         };
-        let low_water = ring_avail_percent_lowater.get_unsigned();
-        match self.send(own, command, &packet, low_water) {
+        match self.send::<false>(own, command, own.low_water) {
             Ok(()) => Ok(()),
-            Err((command, e)) => self.send_otherwise(&map, own, command, &packet, low_water, e),
+            Err((e, command)) => self.send_otherwise(&map, own, command, e),
         }
     }
 
@@ -527,6 +582,16 @@ impl HostDriver for Adapter {
     }
 }
 
+/// Of its own, so that it takes no room in what is called for each request with data.
+#[inline(never)]
+fn send_without_data(
+    ring: &mut RingProducer<'_>,
+    packet: &[u8],
+    id: u64,
+) -> Result<(), WriteError> {
+    ring.send_in_band(packet, id, true)
+}
+
 /// What a channel calls.
 pub(crate) struct ChannelHandler {
     adapter: Arc<Adapter>,
@@ -574,27 +639,27 @@ impl Handler for ChannelHandler {
     fn on_channel(self: Pin<&Self>, rx: &mut Receiver<'_>) {
         // Before looking into the ring: what is in it then is all.
         let rescinded = rx.is_rescinded();
-        let mut payload = [0; VSTOR_PACKET_SIZE];
         let mut left = BUDGET;
         loop {
-            match rx.next_into(&mut payload) {
-                Ok(Some(received)) => {
-                    let packet: ScsiPacket = zerocopy::transmute!(payload);
-                    let there = payload.get(..received.len).unwrap_or(&[]);
-                    let id = received.descriptor.transaction_id;
-                    self.adapter.on_packet(id, there, &packet);
-                    left -= 1;
-                    if left == 0 {
-                        rx.call_again();
-                        return;
-                    }
+            // Nearly all packets are such, and all of the same form.
+            let good = rx.take_completion(VSTOR_PACKET_SIZE as u32, |id, head| {
+                self.adapter.take_good(id, head)
+            });
+            if let Some((command, transferred)) = good {
+                self.adapter.complete_well(command, transferred);
+            } else {
+                match rx.next_with(|packet| self.adapter.on_any(packet)) {
+                    Ok(_) => {}
+                    Err(_) => return self.on_broken(),
                 }
-                Ok(None) => {
-                    if !rx.finish() {
-                        break;
-                    }
-                }
-                Err(_) => return self.on_broken(),
+            }
+            if rx.is_drained() && !rx.finish() {
+                break;
+            }
+            left -= 1;
+            if left == 0 {
+                rx.call_again();
+                return;
             }
         }
         if rescinded {

@@ -9,7 +9,7 @@ use hv_vmbus::{
 };
 use kernel::{new_mutex, prelude::*, sync::Mutex};
 
-use crate::{adapter::ChannelHandler, scsi::WAYS};
+use crate::{adapter::ChannelHandler, ring_avail_percent_lowater, scsi::WAYS};
 
 /// The primary channel's way. See [`Link::way`].
 pub(crate) const PRIMARY: u32 = 0;
@@ -20,6 +20,8 @@ pub(crate) struct Link {
     /// Number of the channel among those of the device; part of the ids of the commands that go by it.
     pub(crate) way: u32,
     node: i32,
+    /// Bytes of the outgoing ring that are to stay free while there are other channels.
+    pub(crate) low_water: u32,
 }
 
 /// Which channel to take. Replaced as a whole when channels come, go or move.
@@ -198,6 +200,8 @@ impl Links {
                     sender: channel.shared_sender(),
                     way,
                     node: cpu::node(target),
+                    low_water: channel.sender().ring_size() / 128
+                        * ring_avail_percent_lowater.get_unsigned().min(100),
                 },
                 GFP_KERNEL,
             )?;

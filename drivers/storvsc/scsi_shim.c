@@ -101,6 +101,7 @@ struct hv_rs_scsi_host {
 static_assert(DID_NO_CONNECT == 0x01 && DID_BUS_BUSY == 0x02 && DID_ERROR == 0x07 && DID_RESET == 0x08);
 static_assert(DID_PASSTHROUGH == 0x0a && DID_REQUEUE == 0x0d);
 static_assert(SCSI_SENSE_BUFFERSIZE == 96);
+static_assert(sizeof_field(struct scsi_cmnd, cmnd) >= 16);
 
 static enum scsi_qc_status hv_rs_scsi_queuecommand(struct Scsi_Host *shost, struct scsi_cmnd *cmd)
 {

@@ -184,6 +184,7 @@ impl Chan {
             .and_then(MonitorPosition::new)
     }
 
+    #[inline]
     pub(crate) fn is_rescinded(&self) -> bool {
         self.rescinded.load(Ordering::Acquire)
     }

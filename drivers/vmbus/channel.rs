@@ -16,7 +16,7 @@ use core::mem::ManuallyDrop;
 use kernel::{prelude::*, sync::Arc};
 use vmbus_proto::{
     msg::{Relid, USER_DATA_SIZE},
-    ring::Producer,
+    ring::{Consumer, Incoming, Producer, RingMemory},
 };
 
 use crate::{
@@ -130,6 +130,23 @@ impl RingProducer<'_> {
         completion: bool,
     ) -> Result<(), WriteError> {
         self.0.send_in_band(payload, transaction_id, completion)
+    }
+
+    /// See [`Producer::send_gpa_direct_keeping`].
+    ///
+    /// # Errors
+    /// See there.
+    #[inline(always)]
+    pub fn send_gpa_direct_keeping(
+        &mut self,
+        keep: u32,
+        range: GpaRangeHeader,
+        pfns: impl IntoIterator<Item = u64>,
+        payload: &[u8],
+        transaction_id: u64,
+    ) -> Result<(), WriteError> {
+        self.0
+            .send_gpa_direct_keeping(keep, range, pfns, payload, transaction_id)
     }
 
     /// See [`Producer::send_gpa_direct`].
@@ -463,6 +480,21 @@ impl Sender<'_> {
         self.core.send(|ring| write(&mut RingProducer(ring)))
     }
 
+    /// As [`send_with`](Self::send_with), for a packet that stands for `value`: `write` takes it when the packet is written, and
+    /// gives it back with the error when not; so does this.
+    ///
+    /// # Errors
+    /// As for [`send_inband`](Self::send_inband).
+    #[inline(always)] // For the caller who sends much.
+    pub fn send_value<T>(
+        &self,
+        value: T,
+        write: impl FnOnce(&mut RingProducer<'_>, T) -> Result<(), (WriteError, T)>,
+    ) -> Result<(), (SendError, T)> {
+        self.core
+            .send_value(value, |ring, value| write(&mut RingProducer(ring), value))
+    }
+
     /// After [`SendError::Full`]: asks the host for a signal, and so for a call of the handler, once there is room. True
     /// when there is room already: try again at once, no signal will come.
     ///
@@ -474,6 +506,11 @@ impl Sender<'_> {
 }
 
 impl Sender<'_> {
+    /// Size in bytes of the outgoing ring's data area.
+    pub fn ring_size(&self) -> u32 {
+        self.core.view(true).data_size()
+    }
+
     /// CPU that the host interrupts for the channel.
     #[inline]
     pub fn target_cpu(&self) -> u32 {
@@ -508,6 +545,34 @@ pub struct Received {
     pub descriptor: PacketDescriptor,
     /// Bytes of payload that were copied.
     pub len: usize,
+}
+
+/// A packet in the incoming ring, whose descriptor was copied and checked. The host may change the rest at any time: copy each
+/// byte once, and look at the copy.
+#[derive(Clone, Copy)]
+pub struct InRing<'a> {
+    ring: &'a Consumer<RingView>,
+    incoming: Incoming,
+}
+
+impl<'a> InRing<'a> {
+    #[inline]
+    pub(crate) fn new(ring: &'a Consumer<RingView>, incoming: Incoming) -> Self {
+        Self { ring, incoming }
+    }
+
+    /// The checked descriptor.
+    #[inline]
+    pub fn descriptor(&self) -> &PacketDescriptor {
+        &self.incoming.descriptor
+    }
+
+    /// `N` words of the payload, from `offset` (in bytes) within it on; `None` when there are not so many.
+    #[inline]
+    pub fn words<const N: usize>(&self, offset: u32) -> Option<[u64; N]> {
+        let start = self.descriptor().payload_offset().checked_add(offset)?;
+        self.ring.copy_words(&self.incoming, start)
+    }
 }
 
 /// Takes packets out of the incoming ring of an open channel.
@@ -553,6 +618,37 @@ impl<'a> Receiver<'a> {
         unsafe { self.core.recv_into(payload) }
     }
 
+    /// See [`Consumer::take_completion`]; what goes wrong is left to [`next_with`](Self::next_with).
+    #[inline]
+    pub fn take_completion<const N: usize, R>(
+        &mut self,
+        payload: u32,
+        take: impl FnOnce(u64, &[u64; N]) -> Option<R>,
+    ) -> Option<R> {
+        // SAFETY: This is the only receiver by the type's invariant.
+        unsafe { self.core.recv_completion(payload, take) }
+    }
+
+    /// See [`Consumer::is_drained`].
+    #[inline]
+    pub fn is_drained(&self) -> bool {
+        // SAFETY: This is the only receiver by the type's invariant.
+        unsafe { self.core.is_drained() }
+    }
+
+    /// Shows the next packet to `take` where it lies in the ring, and moves on. `None` when there is none.
+    ///
+    /// # Errors
+    /// When the host broke the rules of the ring: the channel can only be closed then. Logged once.
+    #[inline]
+    pub fn next_with<R>(
+        &mut self,
+        take: impl FnOnce(&InRing<'_>) -> R,
+    ) -> Result<Option<R>, RecvError> {
+        // SAFETY: This is the only receiver by the type's invariant.
+        unsafe { self.core.recv_with(take) }
+    }
+
     /// Has the handler called once more in softirq context, soon after it returned: for one that leaves packets in the ring
     /// since it was called for long enough.
     pub fn call_again(&self) {
@@ -596,6 +692,7 @@ impl<'a> Receiver<'a> {
 }
 
 impl Drop for Receiver<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.commit();
         // SAFETY: The receiver holds the receiving side by the type's invariant, and is not used any more.

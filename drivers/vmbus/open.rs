@@ -18,7 +18,7 @@ use vmbus_proto::{
 
 use crate::{
     chan::Chan,
-    channel::{CallbackMode, OpenParams, Received, Receiver, RecvError, SendError},
+    channel::{CallbackMode, InRing, OpenParams, Received, Receiver, RecvError, SendError},
     connection::Connection,
     hypercall,
     log::{pr_warn_limited, Show},
@@ -95,6 +95,7 @@ unsafe impl Sync for OpenCore {}
 // SAFETY: Nothing is tied to a thread.
 unsafe impl Send for OpenCore {}
 
+#[inline]
 fn bump(counter: &AtomicU64) {
     // Statistics: a lost count does no harm, an atomic addition costs.
     counter.store(
@@ -181,20 +182,31 @@ impl OpenCore {
         &self,
         write: impl FnOnce(&mut Producer<RingView>) -> Result<(), WriteError>,
     ) -> Result<(), SendError> {
+        self.send_value((), |ring, ()| write(ring).map_err(|e| (e, ())))
+            .map_err(|(e, ())| e)
+    }
+
+    /// As [`send`](Self::send); `value` goes to `write`, or comes back.
+    #[inline(always)]
+    pub(crate) fn send_value<T>(
+        &self,
+        value: T,
+        write: impl FnOnce(&mut Producer<RingView>, T) -> Result<(), (WriteError, T)>,
+    ) -> Result<(), (SendError, T)> {
         let mut tx = self.tx.lock();
         if !tx.open {
-            return Err(SendError::Closed);
+            return Err((SendError::Closed, value));
         }
-        if let Err(e) = write(&mut tx.ring) {
+        if let Err((e, value)) = write(&mut tx.ring, value) {
             tx.ring.revert();
-            return Err(self.send_failed(&mut tx, e));
+            return Err((self.send_failed(&mut tx, e), value));
         }
         tx.was_full = false;
         let signal = tx.ring.commit();
         drop(tx);
         if signal {
-            bump(&self.stats().intr_out_empty);
             self.signal_host();
+            bump(&self.stats().intr_out_empty);
         }
         Ok(())
     }
@@ -351,6 +363,60 @@ impl OpenCore {
         Ok(Some(Received { descriptor, len }))
     }
 
+    /// See [`Consumer::take_completion`].
+    ///
+    /// # Safety
+    /// The caller holds the receiving side.
+    #[inline]
+    pub(crate) unsafe fn recv_completion<const N: usize, R>(
+        &self,
+        payload: u32,
+        take: impl FnOnce(u64, &[u64; N]) -> Option<R>,
+    ) -> Option<R> {
+        // SAFETY: By the requirement, nobody else uses `rx`.
+        let rx = unsafe { &mut *self.rx.get() };
+        let taken = rx.ring.take_completion(payload, take)?;
+        // Who has read all says so soon.
+        if !rx.ring.is_drained() && rx.ring.should_commit() {
+            self.give_room(&mut rx.ring);
+        }
+        Some(taken)
+    }
+
+    /// See [`Consumer::is_drained`].
+    ///
+    /// # Safety
+    /// The caller holds the receiving side.
+    #[inline]
+    pub(crate) unsafe fn is_drained(&self) -> bool {
+        // SAFETY: By the requirement.
+        unsafe { &*self.rx.get() }.ring.is_drained()
+    }
+
+    /// Shows the next packet to `take`, where it lies, and moves on.
+    ///
+    /// # Safety
+    /// The caller holds the receiving side.
+    #[inline]
+    pub(crate) unsafe fn recv_with<R>(
+        &self,
+        take: impl FnOnce(&InRing<'_>) -> R,
+    ) -> Result<Option<R>, RecvError> {
+        // SAFETY: By the requirement, nobody else uses `rx`.
+        let rx = unsafe { &mut *self.rx.get() };
+        let incoming = match rx.ring.peek() {
+            Ok(incoming) => incoming,
+            Err(ReadError::Empty) => return Ok(None),
+            Err(e) => return Err(self.recv_failed(e)),
+        };
+        let result = take(&InRing::new(&rx.ring, incoming));
+        rx.ring.accept(&incoming);
+        if rx.ring.should_commit() {
+            self.give_room(&mut rx.ring);
+        }
+        Ok(Some(result))
+    }
+
     /// Gives the space of the packets read back to the host in between: a handler that answers a host which asks again at
     /// once would read to the end of the ring without giving room.
     #[cold]
@@ -376,6 +442,7 @@ impl OpenCore {
         self.chan.target_cpu()
     }
 
+    #[inline]
     pub(crate) fn is_rescinded(&self) -> bool {
         self.chan.is_rescinded()
     }

@@ -145,13 +145,14 @@ impl RingMemory for RingView {
     }
 
     #[inline]
-    fn write_u64(&self, offset: u32, value: u64) {
-        if offset & 7 != 0 || !self.covers(offset, 8) {
+    fn write_far(&self, offset: u32, bytes: &[u8]) {
+        if offset as usize + bytes.len() > 2 * self.size as usize {
             debug_assert!(false);
             return;
         }
-        // SAFETY: Mapped, as just checked, and aligned.
-        unsafe { AtomicU64::from_ptr(self.data.add(offset as usize).cast()) }
-            .store(value, Ordering::Relaxed);
+        // SAFETY: The destination lies in one of the two mappings or both, as just checked; no reference to it exists.
+        unsafe {
+            ptr::copy_nonoverlapping(bytes.as_ptr(), self.data.add(offset as usize), bytes.len())
+        };
     }
 }

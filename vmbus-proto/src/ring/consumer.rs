@@ -6,7 +6,9 @@ use super::{
     advance, check_size, distance, initialise, valid_index, ControlWord, ReadError, RingError,
     RingMemory, FEATURE_PENDING_SEND_SIZE,
 };
-use crate::packet::{Packet, PacketDescriptor, DESCRIPTOR_SIZE, TRAILER_SIZE};
+use crate::packet::{
+    Packet, PacketDescriptor, PacketFlags, PacketType, DESCRIPTOR_SIZE, TRAILER_SIZE,
+};
 use zerocopy::IntoBytes;
 
 /// Reads packets from a ring.
@@ -188,6 +190,51 @@ impl<M: RingMemory> Consumer<M> {
         })
     }
 
+    /// Shows `take` the transaction id and the first `N` words of the payload of the next packet, if that is a completion
+    /// with a payload of `payload` bytes; moves on if that returns something. Else nothing has happened, and
+    /// [`peek`](Self::peek) tells what there is. For readers of many packets of one kind: with constant arguments most
+    /// checks are none.
+    #[inline]
+    pub fn take_completion<const N: usize, R>(
+        &mut self,
+        payload: u32,
+        take: impl FnOnce(u64, &[u64; N]) -> Option<R>,
+    ) -> Option<R> {
+        let expected = PacketDescriptor::new(
+            PacketType::COMPLETION,
+            PacketFlags::empty(),
+            0,
+            0,
+            payload as usize,
+        )?;
+        if self.next == self.cached_write {
+            self.refresh().ok()?;
+        }
+        // Of an empty ring there are 0, of a broken one perhaps fewer than its next packet needs.
+        if distance(self.next, self.cached_write, self.size) < expected.ring_len() {
+            return None;
+        }
+        let [first, transaction_id] = self.memory.read_u64_pair(self.next);
+        if first != expected.low_word() || N > payload as usize >> 3 {
+            return None;
+        }
+        let mut words = [0; N];
+        let at = advance(self.next, DESCRIPTOR_SIZE, self.size);
+        let after = advance(self.next, expected.ring_len(), self.size);
+        self.memory.read(at, words.as_mut_bytes());
+        let taken = take(transaction_id, &words)?;
+        self.next = after;
+        Some(taken)
+    }
+
+    /// Whether all packets that were there when the producer's index was last looked at have been read:
+    /// [`finish`](Self::finish) tells whether there are more.
+    #[inline]
+    #[must_use]
+    pub const fn is_drained(&self) -> bool {
+        self.next == self.cached_write
+    }
+
     /// Copies bytes of a packet, from `offset` within it on. What lies in the ring may change between
     /// two copies: look at each byte of a packet once.
     ///
@@ -205,6 +252,15 @@ impl<M: RingMemory> Consumer<M> {
         }
         self.memory.read(advance(packet.at, offset, self.size), out);
         true
+    }
+
+    /// As [`copy`](Self::copy), of `N` words; `None` when the packet does not reach that far or has been accepted.
+    #[inline]
+    #[must_use]
+    pub fn copy_words<const N: usize>(&self, packet: &Incoming, offset: u32) -> Option<[u64; N]> {
+        let mut words = [0; N];
+        self.copy(packet, offset, words.as_mut_bytes())
+            .then_some(words)
     }
 
     /// Moves on to the packet after `packet`. Does nothing when that has been accepted before.

@@ -117,6 +117,22 @@ pub trait RingMemory {
     /// Copies `bytes` into the data area from `offset` on.
     fn write(&self, offset: u32, bytes: &[u8]);
 
+    /// As [`write`](Self::write), for one piece of several that follow each other and are no longer than
+    /// the data area together: `offset` counts from the start of the area, and for the later pieces may lie beyond its end.
+    /// Where the area is mapped twice in a row, there is nothing to wrap.
+    #[inline]
+    fn write_far(&self, offset: u32, bytes: &[u8]) {
+        let size = self.data_size();
+        self.write(
+            if offset >= size {
+                offset.wrapping_sub(size)
+            } else {
+                offset
+            },
+            bytes,
+        );
+    }
+
     /// Loads the 8 bytes at `offset`, a multiple of 8.
     fn read_u64(&self, offset: u32) -> u64 {
         let mut bytes = [0; 8];
@@ -134,6 +150,7 @@ pub trait RingMemory {
     }
 
     /// Stores 8 bytes at `offset`, a multiple of 8.
+    #[inline]
     fn write_u64(&self, offset: u32, value: u64) {
         self.write(offset, &value.to_le_bytes());
     }
@@ -166,6 +183,9 @@ impl<M: RingMemory + ?Sized> RingMemory for &M {
     }
     fn write(&self, offset: u32, bytes: &[u8]) {
         (**self).write(offset, bytes);
+    }
+    fn write_far(&self, offset: u32, bytes: &[u8]) {
+        (**self).write_far(offset, bytes);
     }
     fn read_u64(&self, offset: u32) -> u64 {
         (**self).read_u64(offset)

@@ -173,7 +173,7 @@ impl<M: RingMemory> Producer<M> {
         }
         let descriptor = PacketDescriptor::new(packet_type, flags, transaction_id, extra, payload)
             .ok_or(WriteError::TooLarge)?;
-        self.reserve(descriptor.ring_len())?;
+        self.reserve(descriptor.ring_len(), 0)?;
         let start = self.next;
         self.memory.write_u64(start, descriptor.low_word());
         self.memory
@@ -190,11 +190,11 @@ impl<M: RingMemory> Producer<M> {
         })
     }
 
-    /// Sees to it that a packet with its trailer, `needed` bytes, can be written.
+    /// Sees to it that a packet with its trailer, `needed` bytes, can be written, and `keep` bytes are free after that.
     #[inline]
-    fn reserve(&mut self, needed: u32) -> Result<(), WriteError> {
-        if needed > self.cached_free() {
-            self.make_room(needed)?;
+    fn reserve(&mut self, needed: u32, keep: u32) -> Result<(), WriteError> {
+        if needed.saturating_add(keep) > self.cached_free() {
+            self.make_room(needed, keep)?;
         }
         if self.pending != 0 {
             // The packet that waited, or one before it, has its space.
@@ -204,13 +204,16 @@ impl<M: RingMemory> Producer<M> {
     }
 
     #[cold]
-    fn make_room(&mut self, needed: u32) -> Result<(), WriteError> {
+    fn make_room(&mut self, needed: u32, keep: u32) -> Result<(), WriteError> {
         if needed > self.max_ring_len() {
             return Err(WriteError::TooLarge);
         }
         self.refresh()?;
-        if needed > self.cached_free() {
-            return Err(WriteError::Full { needed });
+        let all = needed.saturating_add(keep);
+        if all > self.cached_free() {
+            return Err(WriteError::Full {
+                needed: all.min(self.max_ring_len()),
+            });
         }
         Ok(())
     }
@@ -278,19 +281,41 @@ impl<M: RingMemory> Producer<M> {
         payload: &[u8],
         transaction_id: u64,
     ) -> Result<(), WriteError> {
+        self.send_gpa_direct_keeping(0, range, pfns, payload, transaction_id)
+    }
+
+    /// As [`send_gpa_direct`](Self::send_gpa_direct), if `keep` bytes are free after it: for who has other channels.
+    ///
+    /// # Errors
+    /// As there; [`WriteError::Full`] also when fewer bytes would be left.
+    #[inline(always)] // So that sizes are constants; there is one caller that matters.
+    pub fn send_gpa_direct_keeping(
+        &mut self,
+        keep: u32,
+        range: GpaRangeHeader,
+        pfns: impl IntoIterator<Item = u64>,
+        payload: &[u8],
+        transaction_id: u64,
+    ) -> Result<(), WriteError> {
         // The packet of a disk request: written in few and large pieces, whose sizes the compiler knows.
         let pages = range.page_count();
-        let descriptor = PacketDescriptor::new(
-            PacketType::DATA_USING_GPA_DIRECT,
-            PacketFlags::COMPLETION_REQUESTED,
+        const HEAD_WORDS: u32 = 4;
+        // In words: at most 2^20 pages, and what a slice can have.
+        let offset8 = u64::from(pages).wrapping_add(HEAD_WORDS.into());
+        let len8 = offset8.wrapping_add(payload.len().div_ceil(8) as u64);
+        if len8 > u16::MAX.into() {
+            return Err(WriteError::TooLarge);
+        }
+        let descriptor = PacketDescriptor {
+            packet_type: PacketType::DATA_USING_GPA_DIRECT,
+            offset8: offset8 as u16,
+            len8: len8 as u16,
+            flags: PacketFlags::COMPLETION_REQUESTED,
             transaction_id,
-            range.encoded_len().wrapping_add(EXTRA_HEADER_SIZE as usize),
-            payload.len(),
-        )
-        .ok_or(WriteError::TooLarge)?;
-        self.reserve(descriptor.ring_len())?;
+        };
+        self.reserve(descriptor.ring_len(), keep)?;
         let start = self.next;
-        let head = [
+        let head: [u64; HEAD_WORDS as usize] = [
             descriptor.low_word(),
             transaction_id,
             GpaDirectHeader {
@@ -300,22 +325,30 @@ impl<M: RingMemory> Producer<M> {
             .to_u64(),
             range.to_u64(),
         ];
-        self.memory.write(start, head.as_bytes());
-        let mut at = advance(start, core::mem::size_of_val(&head) as u32, self.size);
-        let mut left = pages;
-        for pfn in pfns {
-            left = left.checked_sub(1).ok_or(WriteError::WrongLength)?;
-            self.memory.write_u64(at, pfn);
-            at = advance(at, 8, self.size);
-        }
-        if left != 0 {
+        // Not wrapped at the end of the area: `write_far` takes that. Indexes and lengths are below 2^30.
+        let mut at = start;
+        let mut put = |bytes: &[u8]| {
+            self.memory.write_far(at, bytes);
+            at = at.wrapping_add(bytes.len() as u32);
+        };
+        put(head.as_bytes());
+        // Not `for`: iterators over lists in lists do this with fewer instructions.
+        let count = pfns.into_iter().fold(0u32, |count, pfn| {
+            if count < pages {
+                put(&pfn.to_le_bytes());
+            }
+            count.saturating_add(1)
+        });
+        if count != pages {
             return Err(WriteError::WrongLength);
         }
-        self.memory.write(at, payload);
-        // The packet fits the ring, and so do its parts.
-        at = advance(at, payload.len() as u32, self.size);
-        let padding = payload.len().wrapping_neg() & 7;
-        self.end_packet(at, padding as u32);
+        put(payload);
+        // No byte of the padding may show what the memory held before.
+        if let Some(padding) = [0u8; 7].get(..payload.len().wrapping_neg() & 7) {
+            put(padding);
+        }
+        put(&((start as u64) << 32).to_le_bytes());
+        self.next = advance(start, descriptor.ring_len(), self.size);
         Ok(())
     }
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 
-//! Tests of the ring: boundaries, attacks, an exhaustive model, two threads.
+//! Tests of the ring: boundaries, attacks, an exhaustive model, two threads, the short ways of storage.
 
 mod attacks;
 mod model;
+mod short;
 mod signals;
 
 use core::sync::atomic::{fence, AtomicU32, AtomicU64, Ordering};

@@ -192,6 +192,21 @@ const fn host_mishandles(sent: &Sent) -> bool {
     }
 }
 
+/// Bytes transferred, as the host says, if `head` is the start (32 bytes) of an answer to a command that all went well with:
+/// no error, no flags, no sense data. That is how nearly all commands end. `None`: judge the whole answer.
+#[inline]
+#[must_use]
+pub const fn succeeded(head: &[u64; 4]) -> Option<u32> {
+    let [first, second, _, fourth] = *head;
+    // Of the second word the upper two bytes are the SRB status and the SCSI status.
+    const STATUS: u64 = u16::from_le_bytes([SrbCode::SUCCESS.0, ScsiStatus::GOOD.0]) as u64;
+    if first as u32 == Operation::COMPLETE_IO.0 && second >> 48 == STATUS {
+        Some(fourth as u32)
+    } else {
+        None
+    }
+}
+
 /// Judges the answer to the command `sent`. `packet` is a private copy, of the length that [`classify`] has
 /// checked.
 ///

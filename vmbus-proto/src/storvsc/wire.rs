@@ -6,7 +6,7 @@ use core::fmt;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use zerocopy_derive::*;
 
-use super::srb::ScsiRequest;
+use super::srb::{ScsiAddress, ScsiRequest, Transfer, CDB_SIZE};
 use crate::guid::Guid;
 
 /// Bytes of a vstor packet in versions 6.0 and 6.2 (`sizeof(struct vstor_packet)`). Before version 5.1 a
@@ -237,9 +237,65 @@ impl ScsiPacket {
         }
     }
 
+    /// The bytes of [`execute`](Self::execute) of [`ScsiRequest::command`], as words: what is sent for each
+    /// disk request, made without a detour through memory. `cdb`: the command, padded with zeroes. `None` as there.
+    #[inline]
+    #[must_use]
+    pub fn execute_words(
+        address: ScsiAddress,
+        cdb: &[u8; CDB_SIZE],
+        cdb_length: u8,
+        transfer: Transfer,
+        tagged: bool,
+    ) -> Option<[u64; VSTOR_PACKET_SIZE / 8]> {
+        use super::srb::{
+            DataIn, SrbFlags, SENSE_SIZE, SP_UNTAGGED, SRB_SIMPLE_TAG_REQUEST, SRB_TIMEOUT_SECS,
+        };
+        const fn pair(low: u32, high: u32) -> u64 {
+            low as u64 | ((high as u64) << 32)
+        }
+        if cdb_length == 0 || usize::from(cdb_length) > CDB_SIZE {
+            return None;
+        }
+        let ScsiAddress {
+            port,
+            path,
+            target,
+            lun,
+        } = address;
+        let cdb = u128::from_le_bytes(*cdb);
+        let (data_in, mut flags) = match transfer {
+            Transfer::None => (DataIn::UNKNOWN, SrbFlags::empty()),
+            Transfer::FromDevice(_) => (DataIn::READ, SrbFlags::DATA_IN),
+            Transfer::ToDevice(_) => (DataIn::WRITE, SrbFlags::DATA_OUT),
+        };
+        flags = flags.union(SrbFlags::DISABLE_SYNCH_TRANSFER);
+        let mut queue = 0;
+        if tagged {
+            flags = flags
+                .union(SrbFlags::QUEUE_ACTION_ENABLE)
+                .union(SrbFlags::NO_QUEUE_FREEZE);
+            queue = u32::from_le_bytes([0, 0, SP_UNTAGGED, SRB_SIMPLE_TAG_REQUEST]);
+        }
+        let lengths = u32::from_le_bytes([cdb_length, SENSE_SIZE as u8, data_in.0, 0]);
+        Some([
+            pair(
+                Operation::EXECUTE_SRB.0,
+                VstorFlags::REQUEST_COMPLETION.bits(),
+            ),
+            pair(NtStatus::SUCCESS.0, BODY_SIZE as u32),
+            pair(u32::from_le_bytes([port, path, target, lun]), lengths),
+            pair(transfer.len(), cdb as u32),
+            (cdb >> 32) as u64,
+            (cdb >> 96) as u64,
+            pair(queue, flags.bits()),
+            pair(SRB_TIMEOUT_SECS, 0),
+        ])
+    }
+
     /// Guest: reset what `address` names, as `operation` says. Linux uses RESET_BUS alone.
     #[must_use]
-    pub fn reset(operation: Operation, address: super::srb::ScsiAddress) -> Self {
+    pub fn reset(operation: Operation, address: ScsiAddress) -> Self {
         let mut request = ScsiRequest::new_zeroed();
         request.address = address;
         Self {

@@ -3,7 +3,9 @@
 //! How packets from the host are judged.
 
 use super::*;
-use crate::storvsc::completion::{classify, judge, opcode, Incoming, IncomingError, Outcome, Sent};
+use crate::storvsc::completion::{
+    classify, judge, opcode, succeeded, Incoming, IncomingError, Outcome, Sent,
+};
 use crate::storvsc::srb::{ScsiRequest, ScsiStatus, SrbCode, SrbStatus};
 use crate::storvsc::wire::{Operation, ScsiPacket};
 use proptest::prelude::*;
@@ -43,6 +45,32 @@ fn success_and_underrun() {
         &completion(SrbCode::SUCCESS, ScsiStatus::GOOD, 512, &[]),
     );
     assert_eq!((verdict.transferred, verdict.residual), (512, 3584));
+}
+
+#[test]
+fn only_plain_success_takes_the_short_way() {
+    let head = |packet: &ScsiPacket| {
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(packet.bytes().chunks(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().unwrap());
+        }
+        succeeded(&words)
+    };
+    let good = completion(SrbCode::SUCCESS, ScsiStatus::GOOD, 4095, &[]);
+    assert_eq!(head(&good), Some(4095));
+    let mut packet = good;
+    packet.header.operation = Operation::ENUMERATE_BUS;
+    assert_eq!(head(&packet), None);
+    let mut packet = good;
+    packet.request.srb_status = packet.request.srb_status.with_autosense();
+    assert_eq!(head(&packet), None);
+    for (code, status) in [
+        (SrbCode::ERROR, ScsiStatus::GOOD),
+        (SrbCode::PENDING, ScsiStatus::GOOD),
+        (SrbCode::SUCCESS, ScsiStatus::BUSY),
+    ] {
+        assert_eq!(head(&completion(code, status, 0, &[])), None);
+    }
 }
 
 #[test]
@@ -265,6 +293,16 @@ proptest! {
         prop_assert_eq!(verdict.transferred + verdict.residual, transfer_len);
         prop_assert!(verdict.sense().len() <= 20);
         prop_assert_eq!(verdict.sense().len(), usize::from(verdict.sense_len));
+        // The short way judges likewise, and only what needs no more judging.
+        let words: Vec<u64> = all[..32]
+            .chunks(8)
+            .map(|word| u64::from_le_bytes(word.try_into().unwrap()))
+            .collect();
+        if let Some(transferred) = succeeded(words.first_chunk().unwrap()) {
+            prop_assert_eq!(verdict.outcome, Outcome::Status);
+            prop_assert_eq!(verdict.scsi_status, ScsiStatus::GOOD);
+            prop_assert_eq!(transferred.min(transfer_len), verdict.transferred);
+        }
         let forgiven = matches!(opcode, 0x00 | 0x12 | 0x1a | 0x5a) || fibre_channel;
         if verdict.outcome == Outcome::Status && verdict.scsi_status == ScsiStatus::GOOD && !forgiven {
             prop_assert_eq!(packet.request.srb_status.code(), SrbCode::SUCCESS);

@@ -437,6 +437,36 @@ fn commands_arrive_as_linux_sends_them() {
 }
 
 proptest! {
+    /// The quick way to the bytes of a command gives the same bytes.
+    #[test]
+    fn words_are_the_packet(
+        address in any::<[u8; 4]>(),
+        cdb in proptest::collection::vec(any::<u8>(), 0..20),
+        direction in 0u8..3,
+        len: u32,
+        tagged: bool,
+    ) {
+        let [port, path, target, lun] = address;
+        let address = ScsiAddress { port, path, target, lun };
+        let transfer = match direction {
+            0 => Transfer::None,
+            1 => Transfer::FromDevice(len),
+            _ => Transfer::ToDevice(len),
+        };
+        let mut padded = [0; 16];
+        for (to, from) in padded.iter_mut().zip(&cdb) {
+            *to = *from;
+        }
+        let words = ScsiPacket::execute_words(address, &padded, cdb.len() as u8, transfer, tagged);
+        let packet = ScsiRequest::command(address, &cdb, transfer, tagged).map(ScsiPacket::execute);
+        match (words, packet) {
+            (Some(words), Some(packet)) => {
+                prop_assert_eq!(words.as_bytes(), &packet.bytes()[..]);
+            }
+            (words, packet) => prop_assert!(words.is_none() && packet.is_none()),
+        }
+    }
+
     /// No packet upsets the server; what it lets through is within bounds.
     #[test]
     fn survives_any_packet(

@@ -15,7 +15,7 @@ use hv_vmbus::{
     },
     log::Show,
     ratelimited,
-    services::{cpu, deferred::Deferred, reply::Reply},
+    services::{deferred::Deferred, reply::Reply},
 };
 use kernel::{new_mutex, prelude::*, sync::Arc, sync::Mutex};
 use vmbus_proto::storvsc::{
@@ -157,9 +157,6 @@ impl Adapter {
         command: Command,
         low_water: u32,
     ) -> Result<(), (SendError, Command)> {
-        let Some(packet) = self.request(&command) else {
-            return Err((SendError::Invalid, command));
-        };
         let ticket = match self.slots.ticket(command, link.way) {
             Ok(ticket) => ticket,
             Err(command) => return Err((SendError::Invalid, command)),
@@ -171,10 +168,11 @@ impl Adapter {
                     byte_count: command.len(),
                     byte_offset: command.page_offset(),
                 };
-                let (pfns, packet) = (command.pfns(), packet.as_bytes());
-                ring.send_gpa_direct_keeping(low_water, range, pfns, packet, id)
+                ring.send_gpa_direct_keeping(low_water, range, command.pfns(), id, || {
+                    self.request(command)
+                })
             } else {
-                send_without_data(ring, packet.as_bytes(), id)
+                self.send_without_data(ring, command, id)
             };
             match written {
                 // The last thing before the host can see the packet, and under the ring's lock: who forbids sending finds
@@ -187,6 +185,18 @@ impl Adapter {
             }
         });
         sent.map_err(|(e, ticket)| (e, ticket.into_command()))
+    }
+
+    /// Of its own, so that it takes no room in what is called for each command with data.
+    #[inline(never)]
+    fn send_without_data(
+        &self,
+        ring: &mut RingProducer<'_>,
+        command: &Command,
+        id: u64,
+    ) -> Result<(), WriteError> {
+        let packet = self.request(command).ok_or(WriteError::WrongLength)?;
+        ring.send_in_band(packet.as_bytes(), id, true)
     }
 
     /// See [`send`](Self::send).
@@ -520,7 +530,7 @@ impl HostDriver for Adapter {
     #[inline]
     fn queue(&self, command: Command) -> Result<(), Command> {
         let map = self.links.map.read();
-        let Some(own) = map.own(cpu::current()) else {
+        let Some(own) = map.own(command.cpu()) else {
             return self.not_sent(command);
         };
         match self.send::<false>(own, command, own.low_water) {
@@ -580,16 +590,6 @@ impl HostDriver for Adapter {
             }
         }
     }
-}
-
-/// Of its own, so that it takes no room in what is called for each request with data.
-#[inline(never)]
-fn send_without_data(
-    ring: &mut RingProducer<'_>,
-    packet: &[u8],
-    id: u64,
-) -> Result<(), WriteError> {
-    ring.send_in_band(packet, id, true)
 }
 
 /// What a channel calls.

@@ -125,12 +125,18 @@ impl Command {
     /// Where the command goes: channel (bus), target, logical unit.
     #[inline]
     pub(crate) fn address(&self) -> Address {
-        let raw = self.raw();
+        let [_, channel, target, lun] = self.raw().address.to_le_bytes();
         Address {
-            channel: raw.channel.into(),
-            target: raw.target,
-            lun: raw.lun,
+            channel: channel.into(),
+            target: target.into(),
+            lun: lun.into(),
         }
+    }
+
+    /// The CPU on which SCSI has queued the command.
+    #[inline]
+    pub(crate) fn cpu(&self) -> u32 {
+        self.raw().cpu
     }
 
     /// Number of the command among those of its queue that can be in flight.
@@ -254,26 +260,24 @@ impl Iterator for Pfns<'_> {
     #[inline]
     fn fold<B, F: FnMut(B, u64) -> B>(self, init: B, mut f: F) -> B {
         let mut all = init;
-        let (mut next, mut end, mut sg, mut left) = (self.next, self.end, self.sg, self.left);
-        loop {
-            while next != end {
-                all = f(all, next);
-                next = next.wrapping_add(1);
-            }
-            if left == 0 {
-                return all;
-            }
+        for pfn in self.next..self.end {
+            all = f(all, pfn);
+        }
+        let mut sg = self.sg;
+        for after in (0..self.left).rev() {
             // SAFETY: By the field's invariant.
             let (address, len) = unsafe { ((*sg).dma_address, dma_len(sg)) };
-            left -= 1;
-            if left != 0 {
+            if after != 0 {
                 // SAFETY: By the field's invariant, and there is a further entry.
                 sg = unsafe { bindings::sg_next(sg) };
             }
-            next = address >> 12;
             // An address plus a length of memory that is mapped does not wrap.
-            end = address.wrapping_add(u64::from(len)).wrapping_add(4095) >> 12;
+            let end = address.wrapping_add(u64::from(len)).wrapping_add(4095) >> 12;
+            for pfn in address >> 12..end {
+                all = f(all, pfn);
+            }
         }
+        all
     }
 }
 

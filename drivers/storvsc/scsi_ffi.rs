@@ -21,30 +21,29 @@ pub(super) struct RawCommand {
     pub(super) sg: *mut bindings::scatterlist,
     pub(super) sg_count: u32,
     pub(super) length: u32,
-    pub(super) lun: u64,
-    pub(super) target: u32,
-    pub(super) channel: u16,
+    /// Bytes: 0, channel, target, logical unit.
+    pub(super) address: u32,
+    pub(super) cpu: u32,
     pub(super) queue: u16,
     pub(super) tag: u16,
     pub(super) cdb_len: u8,
     pub(super) direction: u8,
     pub(super) tagged: u8,
-    pub(super) _reserved: [u8; 3],
+    pub(super) _reserved: u8,
 }
 
 const _: () = {
-    assert!(size_of::<RawCommand>() == 48);
+    assert!(size_of::<RawCommand>() == 40);
     assert!(offset_of!(RawCommand, sg) == 8);
     assert!(offset_of!(RawCommand, sg_count) == 16);
     assert!(offset_of!(RawCommand, length) == 20);
-    assert!(offset_of!(RawCommand, lun) == 24);
-    assert!(offset_of!(RawCommand, target) == 32);
-    assert!(offset_of!(RawCommand, channel) == 36);
-    assert!(offset_of!(RawCommand, queue) == 38);
-    assert!(offset_of!(RawCommand, tag) == 40);
-    assert!(offset_of!(RawCommand, cdb_len) == 42);
-    assert!(offset_of!(RawCommand, direction) == 43);
-    assert!(offset_of!(RawCommand, tagged) == 44);
+    assert!(offset_of!(RawCommand, address) == 24);
+    assert!(offset_of!(RawCommand, cpu) == 28);
+    assert!(offset_of!(RawCommand, queue) == 32);
+    assert!(offset_of!(RawCommand, tag) == 34);
+    assert!(offset_of!(RawCommand, cdb_len) == 36);
+    assert!(offset_of!(RawCommand, direction) == 37);
+    assert!(offset_of!(RawCommand, tagged) == 38);
 };
 
 /// `struct hv_rs_scsi_device`.

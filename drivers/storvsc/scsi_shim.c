@@ -25,29 +25,27 @@ struct hv_rs_scsi_command {
 	struct scatterlist *sg;	/* mapped for DMA */
 	u32 sg_count;
 	u32 length;		/* bytes of data */
-	u64 lun;
-	u32 target;
-	u16 channel;
+	u32 address;		/* bytes: 0, channel, target, logical unit; see hv_rs_scsi_sdev_init */
+	u32 cpu;		/* that queues the command */
 	u16 queue;		/* hardware queue */
 	u16 tag;		/* in that queue */
 	u8 cdb_len;
 	u8 direction;		/* enum dma_data_direction */
 	u8 tagged;		/* the device queues commands */
-	u8 reserved[3];
+	u8 reserved;
 };
 
-SIZE(struct hv_rs_scsi_command, 48);
+SIZE(struct hv_rs_scsi_command, 40);
 AT(struct hv_rs_scsi_command, sg, 8);
 AT(struct hv_rs_scsi_command, sg_count, 16);
 AT(struct hv_rs_scsi_command, length, 20);
-AT(struct hv_rs_scsi_command, lun, 24);
-AT(struct hv_rs_scsi_command, target, 32);
-AT(struct hv_rs_scsi_command, channel, 36);
-AT(struct hv_rs_scsi_command, queue, 38);
-AT(struct hv_rs_scsi_command, tag, 40);
-AT(struct hv_rs_scsi_command, cdb_len, 42);
-AT(struct hv_rs_scsi_command, direction, 43);
-AT(struct hv_rs_scsi_command, tagged, 44);
+AT(struct hv_rs_scsi_command, address, 24);
+AT(struct hv_rs_scsi_command, cpu, 28);
+AT(struct hv_rs_scsi_command, queue, 32);
+AT(struct hv_rs_scsi_command, tag, 34);
+AT(struct hv_rs_scsi_command, cdb_len, 36);
+AT(struct hv_rs_scsi_command, direction, 37);
+AT(struct hv_rs_scsi_command, tagged, 38);
 static_assert(DMA_TO_DEVICE == 1 && DMA_FROM_DEVICE == 2 && DMA_NONE == 3);
 
 /* What the driver sets of a device once SCSI has looked at it. */
@@ -118,9 +116,8 @@ static enum scsi_qc_status hv_rs_scsi_queuecommand(struct Scsi_Host *shost, stru
 	c->sg = scsi_sglist(cmd);
 	c->sg_count = count;
 	c->length = count ? scsi_bufflen(cmd) : 0;
-	c->lun = sdev->lun;
-	c->target = sdev->id;
-	c->channel = sdev->channel;
+	c->address = (u32)(unsigned long)sdev->hostdata;
+	c->cpu = raw_smp_processor_id();
 	c->queue = rq->mq_hctx->queue_num;
 	c->tag = rq->tag;
 	c->cdb_len = cmd->cmd_len;
@@ -162,6 +159,9 @@ u8 *hv_rs_scsi_sense_buffer(struct hv_rs_scsi_command *c)
 
 static int hv_rs_scsi_sdev_init(struct scsi_device *sdev)
 {
+	/* Limits of hosts are such that each fits a byte; see hv_rs_scsi_host_add. */
+	sdev->hostdata = (void *)(unsigned long)((sdev->channel & 0xff) << 8 | (sdev->id & 0xff) << 16 |
+						 (u32)(sdev->lun & 0xff) << 24);
 	/*
 	 * Microsoft's targets claim SPC-2, and implement what came later, VPD pages among it. Hosts report DVD drives as of
 	 * unknown type, and support REPORT LUNS all the same.

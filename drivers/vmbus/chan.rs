@@ -610,9 +610,7 @@ impl Chan {
             Ordering::Relaxed,
         );
         match core.callback.mode {
-            CallbackMode::Isr => {
-                core.run_handler();
-            }
+            CallbackMode::Isr => core.run_in_interrupt(),
             CallbackMode::Batched => {
                 core.mask_from_interrupt();
                 self.tasklet.schedule();

@@ -137,16 +137,16 @@ impl RingProducer<'_> {
     /// # Errors
     /// See there.
     #[inline(always)]
-    pub fn send_gpa_direct_keeping(
+    pub fn send_gpa_direct_keeping<const N: usize>(
         &mut self,
         keep: u32,
         range: GpaRangeHeader,
         pfns: impl IntoIterator<Item = u64>,
-        payload: &[u8],
         transaction_id: u64,
+        payload: impl FnOnce() -> Option<[u64; N]>,
     ) -> Result<(), WriteError> {
         self.0
-            .send_gpa_direct_keeping(keep, range, pfns, payload, transaction_id)
+            .send_gpa_direct_keeping(keep, range, pfns, transaction_id, payload)
     }
 
     /// See [`Producer::send_gpa_direct`].

@@ -12,7 +12,10 @@ use vmbus_proto::{
     msg::{Relid, MAX_CHANNELS},
     packet::Packet,
     ring::{Consumer, ControlWord, Producer, ReadError, RingMemory, WriteError},
-    tlfs::hypercall::{ConnectionId, HvStatus},
+    tlfs::{
+        hypercall::{ConnectionId, HvStatus},
+        monitor::MonitorPosition,
+    },
     util::{signal_method, SignalMethod},
 };
 
@@ -242,6 +245,7 @@ impl OpenCore {
         }
     }
 
+    #[inline]
     fn stats(&self) -> &Chan {
         &self.chan
     }
@@ -256,32 +260,43 @@ impl OpenCore {
                 }
                 bump(&self.stats().signals);
                 let status = hypercall::signal_event(self.connection_id);
-                // The host forgets a channel's connection when it sends the rescind, which we may not have seen yet.
-                if !status.is_success() && status != HvStatus::INVALID_CONNECTION_ID {
-                    pr_warn_limited!(
-                        "channel {}: cannot signal the host: {:?}\n",
-                        Show(self.relid),
-                        status
-                    );
+                if !status.is_success() {
+                    self.signal_failed(status);
                 }
             }
-            SignalMethod::Monitor(position) => {
-                self.set_interrupt_bit();
-                // SAFETY: The word is inside the page and aligned; the hypervisor uses atomics, too.
-                let pending = unsafe {
-                    AtomicU32::from_ptr(
-                        self.conn
-                            .monitor_page(true)
-                            .add(position.pending_offset())
-                            .cast(),
-                    )
-                };
-                pending.fetch_or(1 << (position.bit & 31), Ordering::SeqCst);
-            }
+            SignalMethod::Monitor(position) => self.signal_by_monitor(position),
         }
     }
 
+    #[cold]
+    fn signal_failed(&self, status: HvStatus) {
+        // The host forgets a channel's connection when it sends the rescind, which we may not have seen yet.
+        if status != HvStatus::INVALID_CONNECTION_ID {
+            pr_warn_limited!(
+                "channel {}: cannot signal the host: {:?}\n",
+                Show(self.relid),
+                status
+            );
+        }
+    }
+
+    #[inline(never)]
+    fn signal_by_monitor(&self, position: MonitorPosition) {
+        self.set_interrupt_bit();
+        // SAFETY: The word is inside the page and aligned; the hypervisor uses atomics, too.
+        let pending = unsafe {
+            AtomicU32::from_ptr(
+                self.conn
+                    .monitor_page(true)
+                    .add(position.pending_offset())
+                    .cast(),
+            )
+        };
+        pending.fetch_or(1 << (position.bit & 31), Ordering::SeqCst);
+    }
+
     /// Hosts before 5.0 find out from the interrupt page which channel is meant; its second half is ours.
+    #[inline(never)]
     fn set_interrupt_bit(&self) {
         let bit = self.relid.0 % MAX_CHANNELS;
         // SAFETY: The word is inside the page, which holds 2048 bytes from its middle, and aligned; both sides use
@@ -301,6 +316,7 @@ impl OpenCore {
     // --- Receiving.
 
     /// Claims the receiving side.
+    #[inline]
     pub(crate) fn try_receiver(&self) -> Option<Receiver<'_>> {
         if self.rx_busy.swap(true, Ordering::SeqCst) {
             return None;
@@ -517,20 +533,31 @@ impl OpenCore {
         self.in_view.store(ControlWord::InterruptMask, 1);
     }
 
+    /// Claims the receiving side. `None`: who has it sees to it that the handler is called.
+    #[inline]
+    fn receiver_for_handler(&self) -> Option<Receiver<'_>> {
+        self.try_receiver().or_else(|| {
+            // Somebody else has it, who may have looked for the last time. Once more, in case it was given back before the flag
+            // was set.
+            self.rx_missed.store(true, Ordering::SeqCst);
+            self.try_receiver()
+        })
+    }
+
+    /// Calls the handler of a channel in mode [`CallbackMode::Isr`]. In the interrupt handler, while the channel is published.
+    #[inline]
+    pub(crate) fn run_in_interrupt(&self) {
+        if let Some(mut rx) = self.receiver_for_handler() {
+            // SAFETY: The channel is open.
+            unsafe { (self.callback.func)(self.callback.ctx, &mut rx) };
+        }
+    }
+
     /// Calls the handler. Returns true when it must be called again because more came in. In the interrupt handler or the
     /// channel's tasklet, while the channel is published.
     pub(crate) fn run_handler(&self) -> bool {
-        let mut rx = match self.try_receiver() {
-            Some(rx) => rx,
-            None => {
-                // Somebody else has it, who may have looked for the last time. Once more, in case it was given back before
-                // the flag was set.
-                self.rx_missed.store(true, Ordering::SeqCst);
-                match self.try_receiver() {
-                    Some(rx) => rx,
-                    None => return false,
-                }
-            }
+        let Some(mut rx) = self.receiver_for_handler() else {
+            return false;
         };
         match self.callback.mode {
             CallbackMode::Isr => {

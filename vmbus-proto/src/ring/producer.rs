@@ -281,28 +281,52 @@ impl<M: RingMemory> Producer<M> {
         payload: &[u8],
         transaction_id: u64,
     ) -> Result<(), WriteError> {
-        self.send_gpa_direct_keeping(0, range, pfns, payload, transaction_id)
+        let pages = range.page_count();
+        let mut packet = self.begin(
+            PacketType::DATA_USING_GPA_DIRECT,
+            PacketFlags::COMPLETION_REQUESTED,
+            transaction_id,
+            range.encoded_len().wrapping_add(EXTRA_HEADER_SIZE as usize),
+            payload.len(),
+        )?;
+        packet.put_u64(ONE_RANGE.to_u64())?;
+        packet.put_u64(range.to_u64())?;
+        let mut count = 0u32;
+        for pfn in pfns {
+            count = count.wrapping_add(1);
+            if count > pages {
+                return Err(WriteError::WrongLength);
+            }
+            packet.put_u64(pfn)?;
+        }
+        if count != pages {
+            return Err(WriteError::WrongLength);
+        }
+        packet.put(payload)?;
+        packet.finish()
     }
 
-    /// As [`send_gpa_direct`](Self::send_gpa_direct), if `keep` bytes are free after it: for who has other channels.
+    /// As [`send_gpa_direct`](Self::send_gpa_direct), for who sends much: with the payload in words, and if `keep` bytes are
+    /// free after it, for who has other channels. `payload` is called once there is room. Writes few and large pieces,
+    /// whose sizes the compiler knows.
     ///
     /// # Errors
-    /// As there; [`WriteError::Full`] also when fewer bytes would be left.
-    #[inline(always)] // So that sizes are constants; there is one caller that matters.
-    pub fn send_gpa_direct_keeping(
+    /// As there; [`WriteError::Full`] also when fewer bytes would be left; [`WriteError::WrongLength`] also when there is no
+    /// payload.
+    #[inline(always)] // Its callers are few, and count instructions.
+    pub fn send_gpa_direct_keeping<const N: usize>(
         &mut self,
         keep: u32,
         range: GpaRangeHeader,
         pfns: impl IntoIterator<Item = u64>,
-        payload: &[u8],
         transaction_id: u64,
+        payload: impl FnOnce() -> Option<[u64; N]>,
     ) -> Result<(), WriteError> {
-        // The packet of a disk request: written in few and large pieces, whose sizes the compiler knows.
-        let pages = range.page_count();
         const HEAD_WORDS: u32 = 4;
-        // In words: at most 2^20 pages, and what a slice can have.
+        // In words: at most 2^20 pages, and what an array can have.
+        let pages = range.page_count();
         let offset8 = u64::from(pages).wrapping_add(HEAD_WORDS.into());
-        let len8 = offset8.wrapping_add(payload.len().div_ceil(8) as u64);
+        let len8 = offset8.wrapping_add(N as u64);
         if len8 > u16::MAX.into() {
             return Err(WriteError::TooLarge);
         }
@@ -314,40 +338,32 @@ impl<M: RingMemory> Producer<M> {
             transaction_id,
         };
         self.reserve(descriptor.ring_len(), keep)?;
+        // Nothing is wrapped at the end of the area: `write_far` takes that. Indexes and lengths are below 2^30.
         let start = self.next;
         let head: [u64; HEAD_WORDS as usize] = [
             descriptor.low_word(),
             transaction_id,
-            GpaDirectHeader {
-                reserved: 0,
-                range_count: 1,
-            }
-            .to_u64(),
+            ONE_RANGE.to_u64(),
             range.to_u64(),
         ];
-        // Not wrapped at the end of the area: `write_far` takes that. Indexes and lengths are below 2^30.
-        let mut at = start;
-        let mut put = |bytes: &[u8]| {
-            self.memory.write_far(at, bytes);
-            at = at.wrapping_add(bytes.len() as u32);
-        };
-        put(head.as_bytes());
-        // Not `for`: iterators over lists in lists do this with fewer instructions.
-        let count = pfns.into_iter().fold(0u32, |count, pfn| {
-            if count < pages {
-                put(&pfn.to_le_bytes());
+        self.memory.write_far(start, head.as_bytes());
+        let payload = payload().ok_or(WriteError::WrongLength)?;
+        let at = start.wrapping_add(descriptor.payload_offset());
+        self.memory.write_far(at, payload.as_bytes());
+        let trailer = start.wrapping_add(descriptor.packet_len());
+        self.memory
+            .write_far(trailer, &((start as u64) << 32).to_le_bytes());
+        // Not `for`: an iterator over lists in lists does this with fewer instructions.
+        let first = start.wrapping_add(HEAD_WORDS.wrapping_mul(8));
+        let end = pfns.into_iter().fold(first, |to, pfn| {
+            if to < at {
+                self.memory.write_far(to, &pfn.to_le_bytes());
             }
-            count.saturating_add(1)
+            to.saturating_add(8)
         });
-        if count != pages {
+        if end != at {
             return Err(WriteError::WrongLength);
         }
-        put(payload);
-        // No byte of the padding may show what the memory held before.
-        if let Some(padding) = [0u8; 7].get(..payload.len().wrapping_neg() & 7) {
-            put(padding);
-        }
-        put(&((start as u64) << 32).to_le_bytes());
         self.next = advance(start, descriptor.ring_len(), self.size);
         Ok(())
     }
@@ -460,6 +476,12 @@ impl<M: RingMemory> Producer<M> {
         self.memory.store(ControlWord::PendingSendSize, 0);
     }
 }
+
+/// Extra header of a packet with one range.
+const ONE_RANGE: GpaDirectHeader = GpaDirectHeader {
+    reserved: 0,
+    range_count: 1,
+};
 
 impl GpaDirectHeader {
     /// As a 64-bit word.

@@ -30,7 +30,7 @@ proptest! {
         start in (3u32..511).prop_map(|n| n * 8),
         bytes in 1u32..80_000,
         offset in 0u32..4096,
-        payload in proptest::collection::vec(any::<u8>(), 0..80),
+        payload: [u64; 8],
         id: u64,
     ) {
         let range = GpaRangeHeader { byte_count: bytes, byte_offset: offset };
@@ -38,18 +38,10 @@ proptest! {
         let (short_ring, mut short, mut rx) = pair_at(start);
         let (long_ring, mut long, _rx) = pair_at(start);
 
-        short.send_gpa_direct(range, pfns.iter().copied(), &payload, id).unwrap();
-        let extra = range.encoded_len() + 8;
-        let kind = PacketType::DATA_USING_GPA_DIRECT;
-        let flags = PacketFlags::COMPLETION_REQUESTED;
-        let mut packet = long.begin(kind, flags, id, extra, payload.len()).unwrap();
-        packet.put_u64(1 << 32).unwrap();
-        packet.put_u64(range.to_u64()).unwrap();
-        for pfn in &pfns {
-            packet.put_u64(*pfn).unwrap();
-        }
-        packet.put(&payload).unwrap();
-        packet.finish().unwrap();
+        short
+            .send_gpa_direct_keeping(0, range, pfns.iter().copied(), id, || Some(payload))
+            .unwrap();
+        long.send_gpa_direct(range, pfns.iter().copied(), payload.as_bytes(), id).unwrap();
 
         let _ = (short.commit(), long.commit());
         prop_assert_eq!(short.write_index(), long.write_index());
@@ -60,7 +52,7 @@ proptest! {
         let read = rx.read(&mut buffer).unwrap();
         let PacketKind::GpaDirect(ranges) = read.kind else { panic!("{read:?}") };
         prop_assert_eq!(ranges.iter().next().unwrap().pfns().collect::<Vec<_>>(), pfns);
-        prop_assert_eq!(&read.payload[..payload.len()], &payload[..]);
+        prop_assert_eq!(read.payload, payload.as_bytes());
     }
 
     /// What is taken is what the long way reads, and what is not taken is left for it.
@@ -112,10 +104,10 @@ fn page_frame_numbers_are_counted() {
     };
     for count in [0u64, 1, 3, 100] {
         let (_ring, mut tx, mut rx) = pair(4096);
-        assert_eq!(
-            tx.send_gpa_direct(range, 0..count, &[1; 64], 9),
-            Err(WriteError::WrongLength)
-        );
+        let wrong = Err(WriteError::WrongLength);
+        assert_eq!(tx.send_gpa_direct(range, 0..count, &[1; 64], 9), wrong);
+        let sent = tx.send_gpa_direct_keeping(0, range, 0..count, 9, || Some([1; 8]));
+        assert_eq!(sent, wrong);
         tx.revert();
         assert!(!tx.commit(), "nothing was sent");
         assert_eq!(read(&mut rx), Err(ReadError::Empty));
@@ -125,10 +117,10 @@ fn page_frame_numbers_are_counted() {
         byte_count: u32::MAX,
         byte_offset: 4095,
     };
-    assert_eq!(
-        tx.send_gpa_direct(huge, core::iter::empty(), &[], 9),
-        Err(WriteError::TooLarge)
-    );
+    let sent = tx.send_gpa_direct_keeping(0, huge, 0..0, 9, || Some([1; 8]));
+    assert_eq!(sent, Err(WriteError::TooLarge));
+    let sent = tx.send_gpa_direct_keeping::<8>(0, range, 0..2, 9, || None);
+    assert_eq!(sent, Err(WriteError::WrongLength));
 }
 
 #[test]
@@ -139,7 +131,7 @@ fn room_is_kept() {
     };
     // 16 + 8 + 8 + 8 + 64 + 8 bytes; 4088 can be used.
     const LEN: u32 = 112;
-    let send = |tx: &mut Tx, keep| tx.send_gpa_direct_keeping(keep, range, [5], &[0; 64], 1);
+    let send = |tx: &mut Tx, keep| tx.send_gpa_direct_keeping(keep, range, [5], 1, || Some([0; 8]));
     let (_ring, mut tx, mut rx) = pair(4096);
     let mut sent = 0;
     while send(&mut tx, 1000).is_ok() {

@@ -103,10 +103,8 @@ macro_rules! module_param_bool {
             static __PARAM: ::kernel::module_param::KernelParam =
                 ::kernel::module_param::KernelParam::new(::kernel::bindings::kernel_param {
                     name: concat!(stringify!($name), "\0").as_ptr().cast(),
-                    // SAFETY: Only the address is taken; `__this_module` exists as long as this static does.
-                    mod_: unsafe {
-                        ::core::ptr::from_ref(&::kernel::bindings::__this_module).cast_mut()
-                    },
+                    // Exists as long as this static does.
+                    mod_: (&raw const ::kernel::bindings::__this_module).cast_mut(),
                     // SAFETY: Only the address is taken of a static of the kernel, which is never written.
                     ops: unsafe { ::core::ptr::from_ref(&::kernel::bindings::param_ops_bool) },
                     perm: 0o644,
@@ -157,10 +155,8 @@ macro_rules! module_param_int {
             static __PARAM: ::kernel::module_param::KernelParam =
                 ::kernel::module_param::KernelParam::new(::kernel::bindings::kernel_param {
                     name: concat!(stringify!($name), "\0").as_ptr().cast(),
-                    // SAFETY: Only the address is taken; `__this_module` exists as long as this static does.
-                    mod_: unsafe {
-                        ::core::ptr::from_ref(&::kernel::bindings::__this_module).cast_mut()
-                    },
+                    // Exists as long as this static does.
+                    mod_: (&raw const ::kernel::bindings::__this_module).cast_mut(),
                     // SAFETY: Only the address is taken of a static of the kernel, which is never written.
                     ops: unsafe { ::core::ptr::from_ref(&::kernel::bindings::$ops) },
                     perm: $mode,

@@ -383,6 +383,10 @@ impl Controller {
 
     /// A command is done: completes it, unless the completion is to be held back.
     fn finish(&mut self, io: &mut DeviceIo<'_>, request: Request, outcome: Outcome) {
+        if !request.reply.gate.is_open() {
+            // Closed while a thread was at work on it.
+            return;
+        }
         match request.hit {
             Some(Hit::Lose) => {
                 self.lost.push(request);

@@ -2,6 +2,8 @@
 
 //! A guest's driver, played by a script, against the controller: messages, rings and disks are real.
 
+mod fuzz;
+
 use hv_vmbus_host::testing::{Bench, GuestChannel};
 use hv_vmbus_host::DeviceConfig;
 use hvctl::{Command, DiskFault, DiskInfo, DiskNotice, DiskSpec, MalformedCompletion};
@@ -21,7 +23,7 @@ const DATA: u64 = 512;
 struct Guest {
     bench: Bench,
     primary: GuestChannel,
-    negotiated: Negotiated,
+    negotiated: Option<Negotiated>,
     next_id: u64,
 }
 
@@ -66,28 +68,38 @@ impl Guest {
     }
 
     fn new(configs: &[DeviceConfig]) -> Self {
-        let (mut bench, mut primary) = Self::opened(configs);
+        let (bench, primary) = Self::opened(configs);
+        let mut guest = Self {
+            bench,
+            primary,
+            negotiated: None,
+            next_id: 100,
+        };
+        guest.handshake();
+        guest
+    }
+
+    fn handshake(&mut self) {
         let mut client = Client::new(Config {
             newest: StorVersion::V6_2,
             fibre_channel: false,
             sub_channels: 3,
         });
         let mut packet = client.start();
-        let negotiated = loop {
-            bench.transmit_request(&mut primary, 1, packet.as_bytes());
-            let (id, answer) = bench.receive(&mut primary).expect("an answer");
+        self.negotiated = Some(loop {
+            self.bench
+                .transmit_request(&mut self.primary, 1, packet.as_bytes());
+            let (id, answer) = self.receive().expect("an answer");
             assert_eq!(id, 1);
             match client.on_answer(&answer).expect("a good answer") {
                 Step::Send(next) => packet = next,
                 Step::Ready(negotiated) => break negotiated,
             }
-        };
-        Self {
-            bench,
-            primary,
-            negotiated,
-            next_id: 100,
-        }
+        });
+    }
+
+    fn negotiated(&self) -> Negotiated {
+        self.negotiated.expect("a handshake")
     }
 
     fn with_ram_disk(args: &[(&str, &str)]) -> Self {
@@ -185,8 +197,8 @@ impl Guest {
 fn commands_are_carried_out_at_once_or_by_threads() {
     for fast in ["on", "off"] {
         let mut guest = Guest::with_ram_disk(&[("fast", fast)]);
-        assert_eq!(guest.negotiated.version, StorVersion::V6_2);
-        assert_eq!(guest.negotiated.max_transfer_bytes, 256 << 10);
+        assert_eq!(guest.negotiated().version, StorVersion::V6_2);
+        assert_eq!(guest.negotiated().max_transfer_bytes, 256 << 10);
         let bytes: Vec<u8> = (0..8192u32).map(|i| (i % 253) as u8).collect();
         guest.set_data(&bytes);
         let done = guest.run(&rw(op::WRITE_10, 3, 16), Transfer::ToDevice(8192));
@@ -276,7 +288,7 @@ fn what_is_not_there_answers_as_hyper_v_does() {
 #[test]
 fn the_ide_disk_is_found_by_its_guid_whatever_the_path() {
     let mut guest = Guest::new(&[config("ide3", &[("disk", "ram;size=1M")])]);
-    assert_eq!(guest.negotiated.sub_channels, 0);
+    assert_eq!(guest.negotiated().sub_channels, 0);
     for path in [0, 1] {
         let at = ScsiAddress {
             path,
@@ -315,7 +327,7 @@ fn sixty_four_disks_on_four_controllers() {
 #[test]
 fn sub_channels_are_offered_and_answer_on_themselves() {
     let mut guest = Guest::with_ram_disk(&[("subchannels", "2")]);
-    assert_eq!(guest.negotiated.sub_channels, 2);
+    assert_eq!(guest.negotiated().sub_channels, 2);
     let mut subs = Vec::new();
     while let Some(message) = guest.bench.heard() {
         match message {
@@ -377,7 +389,7 @@ fn sub_channels_are_offered_and_answer_on_themselves() {
 #[test]
 fn more_sub_channels_than_there_are_get_refused() {
     let mut guest = Guest::with_ram_disk(&[("subchannels", "0")]);
-    assert_eq!(guest.negotiated.sub_channels, 0);
+    assert_eq!(guest.negotiated().sub_channels, 0);
     let packet = VstorPacket::request(Operation::CREATE_SUB_CHANNELS)
         .with_body(&SubChannelCount { count: 1 });
     guest
@@ -394,7 +406,7 @@ fn more_sub_channels_than_there_are_get_refused() {
 #[test]
 fn an_older_host_speaks_the_older_version() {
     let guest = Guest::with_ram_disk(&[("max", "6.0")]);
-    assert_eq!(guest.negotiated.version, StorVersion::V6_0);
+    assert_eq!(guest.negotiated().version, StorVersion::V6_0);
 }
 
 #[test]

@@ -68,7 +68,7 @@ pub fn absent(lun: u8) -> Vec<u8> {
 
 /// The serial number: the disk's id in hexadecimal.
 pub fn serial(id: &DiskId) -> String {
-    id.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:032x}", u128::from_be_bytes(*id))
 }
 
 impl Facts {

@@ -704,7 +704,8 @@ fn attack_packets_that_break_the_protocol() {
         ScsiPacket::execute(request)
     };
     // Range, and what the command says of it.
-    let table: [(&str, ScsiPacket, (u32, u32, &[u64])); 6] = [
+    type Range = (u32, u32, &'static [u64]);
+    let table: [(&str, ScsiPacket, Range); 6] = [
         (
             "CDB of 17 bytes",
             execute(17, DataIn::READ, 512),

@@ -580,3 +580,30 @@ fn reset_and_reopen_start_the_negotiation_anew() {
     }
     assert_eq!(bench.violations().count, 0);
 }
+
+/// A model of another crate, as far as it is needed here.
+fn made_elsewhere(config: &DeviceConfig) -> Option<Result<Box<dyn crate::device::Device>, String>> {
+    match config.name.as_str() {
+        "good" => Some(Ok(Box::new(
+            super::heartbeat::Heartbeat::new(&config.args).expect("no arguments"),
+        ))),
+        "bad" => Some(Err("no such argument".into())),
+        _ => None,
+    }
+}
+
+#[test]
+fn other_crates_make_the_devices_that_this_one_does_not_know() {
+    let make = |name| super::make(&DeviceConfig::new(name), &[made_elsewhere]);
+    assert!(make("good").is_ok());
+    assert!(make("shutdown").is_ok());
+    for (name, part) in [
+        ("bad", "device bad: no such argument"),
+        ("toaster", "no device model"),
+    ] {
+        let Err(e) = make(name) else {
+            panic!("{name} was made");
+        };
+        assert!(e.to_string().contains(part), "{e}");
+    }
+}

@@ -278,6 +278,8 @@ impl Controller {
             return;
         }
         if self.faults.stalled_until.is_some() {
+            let mut request = request;
+            request.disk = self.disk(request.address).cloned().map(InFlight::new);
             self.stalled.push_back(request);
             return;
         }
@@ -294,7 +296,12 @@ impl Controller {
 
     /// Begins a command, and ends it if it need not wait.
     fn start(&mut self, io: &mut DeviceIo<'_>, mut request: Request) {
-        request.disk = self.disk(request.address).cloned().map(InFlight::new);
+        // Looked up anew after a stall: the disk may have gone, or another one come.
+        let slot = self.disk(request.address);
+        let known = request.disk.as_ref().map(|d| &d.0);
+        if slot.map(Arc::as_ptr) != known.map(Arc::as_ptr) {
+            request.disk = slot.cloned().map(InFlight::new);
+        }
         if let Some(Hit::Outcome(outcome)) = request.hit {
             if let Some(disk) = &request.disk {
                 disk.0

@@ -82,6 +82,20 @@ struct Sub {
     channel: Channel<Open<ChannelHandler>>,
 }
 
+impl Sub {
+    fn is_usable(&self) -> bool {
+        !self.channel.is_rescinded() && !self.channel.handler().is_broken()
+    }
+}
+
+impl Channels {
+    /// Subchannels, but for those that the host has taken back and that `update` has not let go of yet: an offer may take
+    /// their place before.
+    fn usable(&self) -> usize {
+        self.subs.iter().filter(|sub| sub.is_usable()).count()
+    }
+}
+
 /// See the [module's documentation](self).
 #[pin_data]
 pub(crate) struct Links {
@@ -121,7 +135,7 @@ impl Links {
     /// A way for one more subchannel; `None` when no more are wanted.
     pub(crate) fn new_way(&self) -> Option<u32> {
         let mut channels = self.channels.lock();
-        if channels.subs.len() >= channels.wanted {
+        if channels.usable() >= channels.wanted {
             return None;
         }
         loop {
@@ -140,7 +154,7 @@ impl Links {
         channel: Channel<Open<ChannelHandler>>,
     ) -> Result {
         let mut channels = self.channels.lock();
-        if channels.subs.len() >= channels.wanted {
+        if channels.usable() >= channels.wanted {
             drop(channels);
             drop(channel);
             return Ok(());
@@ -152,9 +166,6 @@ impl Links {
 
     /// Makes the map again, from the channels that are usable now; lets go of the others. May sleep.
     pub(crate) fn update(&self) -> Result {
-        let useless = |channel: &Channel<Open<ChannelHandler>>| {
-            channel.is_rescinded() || channel.handler().is_broken()
-        };
         let mut channels = self.channels.lock();
         let mut gone = KVec::new();
         // Without the primary channel the others are of no use. A rescinded one stays: the device goes with it.
@@ -166,7 +177,7 @@ impl Links {
         while let Some(at) = channels
             .subs
             .iter()
-            .position(|sub| broken || useless(&sub.channel))
+            .position(|sub| broken || !sub.is_usable())
         {
             gone.reserve(1, GFP_KERNEL)?;
             if let Ok(sub) = channels.subs.remove(at) {

@@ -188,7 +188,10 @@ take_kernel() {
 wants_debian() {
 	local arg previous='' suites=0
 	case $1 in
-	hv-demo) return 0 ;;
+	hv-demo)
+		[[ " ${ARGS[*]-} " == *" --disk "* ]]
+		return
+		;;
 	hv-vm)
 		for arg in ${ARGS[@]+"${ARGS[@]}"}; do
 			[[ ! ( $previous == --disk && $arg =~ ^debian(,|$) || $arg =~ ^--disk=debian(,|$) ) ]] || return 0

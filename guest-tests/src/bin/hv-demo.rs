@@ -23,6 +23,9 @@ struct Args {
     /// How long the VM is frozen, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     freeze: u64,
+    /// Then boot Debian from a synthetic SCSI disk, write and check data on it, and power off.
+    #[arg(long)]
+    disk: bool,
     /// Afterwards, boot the same guest again with a prompt on this terminal.
     #[arg(long)]
     shell: bool,
@@ -50,6 +53,7 @@ fn run(args: &Args) -> Result<bool> {
         drivers,
         smp: args.smp,
         freeze: Duration::from_secs(args.freeze),
+        disk: args.disk,
     };
     let passed = demo::run(&env, &options);
     if args.shell && passed {

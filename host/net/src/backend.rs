@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! What the emulated NIC is plugged into.
+
+use std::sync::Arc;
+
+/// Called by a back end, from any thread, when [`Backend::receive`] may have a frame again, when [`Backend::send`] may
+/// have room again, or when the link changed.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// It is on its way.
+    Taken,
+    /// No room now: try again after the waker was called.
+    Full,
+    /// It is lost.
+    Dropped,
+}
+
+/// A back end for people: what it is, and what it counted by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackendInfo {
+    /// As on the command line, such as `tap;hv0`.
+    pub kind: String,
+    /// Names and counts.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+/// Where the NIC's frames go and come from. All methods are called on the host's worker and must not block: a back end
+/// that waits for something has a thread of its own and calls the waker.
+///
+/// Frames are finished Ethernet frames without frame check sequence: checksums filled in, not longer than the MTU allows,
+/// VLAN tags inline.
+pub trait Backend: Send {
+    /// Begins. Called once, before anything else.
+    ///
+    /// # Errors
+    /// A sentence for the user.
+    fn start(&mut self, waker: Waker) -> Result<(), String>;
+
+    /// Takes a frame from the guest.
+    fn send(&mut self, frame: &[u8]) -> Sent;
+
+    /// What was sent may go out now: the end of a batch.
+    fn flush(&mut self) {}
+
+    /// Puts the next frame for the guest into `frame`, which it clears. `false`: there is none now; the waker will be
+    /// called when there is.
+    fn receive(&mut self, frame: &mut Vec<u8>) -> bool;
+
+    /// Whether there is somebody at the other end.
+    fn link(&self) -> bool {
+        true
+    }
+
+    /// For people.
+    fn info(&self) -> BackendInfo;
+}
+
+/// Nothing: takes no frame and brings none.
+#[derive(Debug, Default)]
+pub struct None;
+
+impl Backend for None {
+    fn start(&mut self, _waker: Waker) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn send(&mut self, _frame: &[u8]) -> Sent {
+        Sent::Dropped
+    }
+
+    fn receive(&mut self, _frame: &mut Vec<u8>) -> bool {
+        false
+    }
+
+    fn info(&self) -> BackendInfo {
+        BackendInfo {
+            kind: "none".into(),
+            counters: Vec::new(),
+        }
+    }
+}
+
+/// Makes the back end that `text`, `KIND[;ARGUMENT…]`, names.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn open(text: &str) -> Result<Box<dyn Backend>, String> {
+    let (kind, rest) = text.split_once(';').unwrap_or((text, ""));
+    match (kind, rest) {
+        ("none", "") => Ok(Box::new(None)),
+        ("echo", "") => Ok(Box::<crate::Echo>::default()),
+        _ => Err(format!("back end '{text}': expected echo or none")),
+    }
+}

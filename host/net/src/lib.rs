@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! Ethernet frames and where they go: the half of the emulated NIC that knows neither VMBus nor guest.
+#![forbid(unsafe_code)]
+
+mod backend;
+mod echo;
+
+pub use backend::{open, Backend, BackendInfo, None, Sent, Waker};
+pub use echo::Echo;

@@ -333,9 +333,7 @@ impl OpenCore {
         let rx = unsafe { &mut *self.rx.get() };
         match rx.ring.read(&mut rx.buffer) {
             Ok(packet) => {
-                if rx.ring.should_commit() {
-                    self.give_room(&mut rx.ring);
-                }
+                self.give_room_if_due(&mut rx.ring);
                 Ok(Some(packet))
             }
             Err(ReadError::Empty) => Ok(None),
@@ -373,9 +371,7 @@ impl OpenCore {
             there
         };
         rx.ring.accept(&incoming);
-        if rx.ring.should_commit() {
-            self.give_room(&mut rx.ring);
-        }
+        self.give_room_if_due(&mut rx.ring);
         Ok(Some(Received { descriptor, len }))
     }
 
@@ -393,8 +389,8 @@ impl OpenCore {
         let rx = unsafe { &mut *self.rx.get() };
         let taken = rx.ring.take_completion(payload, take)?;
         // Who has read all says so soon.
-        if !rx.ring.is_drained() && rx.ring.should_commit() {
-            self.give_room(&mut rx.ring);
+        if !rx.ring.is_drained() {
+            self.give_room_if_due(&mut rx.ring);
         }
         Some(taken)
     }
@@ -427,14 +423,19 @@ impl OpenCore {
         };
         let result = take(&InRing::new(&rx.ring, incoming));
         rx.ring.accept(&incoming);
-        if rx.ring.should_commit() {
-            self.give_room(&mut rx.ring);
-        }
+        self.give_room_if_due(&mut rx.ring);
         Ok(Some(result))
     }
 
-    /// Gives the space of the packets read back to the host in between: a handler that answers a host which asks again at
-    /// once would read to the end of the ring without giving room.
+    /// Gives the space of the packets read back to the host in between, when there is much of it: a handler that answers a
+    /// host which asks again at once would read to the end of the ring without giving room.
+    #[inline]
+    fn give_room_if_due(&self, ring: &mut Consumer<RingView>) {
+        if ring.should_commit() {
+            self.give_room(ring);
+        }
+    }
+
     #[cold]
     fn give_room(&self, ring: &mut Consumer<RingView>) {
         if ring.commit() {

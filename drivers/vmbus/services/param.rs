@@ -86,35 +86,7 @@ macro_rules! module_param_bool {
         pub(crate) static $name: $crate::services::param::BoolParam =
             $crate::services::param::BoolParam::new(false);
 
-        const _: () = {
-            const PARM: &str = concat!("parm=", stringify!($name), ":", $description, "\0");
-            const TYPE: &str = concat!("parmtype=", stringify!($name), ":bool\0");
-
-            #[link_section = ".modinfo"]
-            #[used]
-            static __PARM: [u8; PARM.len()] = $crate::services::param::modinfo(PARM);
-
-            #[link_section = ".modinfo"]
-            #[used]
-            static __TYPE: [u8; TYPE.len()] = $crate::services::param::modinfo(TYPE);
-
-            #[link_section = "__param"]
-            #[used]
-            static __PARAM: ::kernel::module_param::KernelParam =
-                ::kernel::module_param::KernelParam::new(::kernel::bindings::kernel_param {
-                    name: concat!(stringify!($name), "\0").as_ptr().cast(),
-                    // Exists as long as this static does.
-                    mod_: (&raw const ::kernel::bindings::__this_module).cast_mut(),
-                    // SAFETY: Only the address is taken of a static of the kernel, which is never written.
-                    ops: unsafe { ::core::ptr::from_ref(&::kernel::bindings::param_ops_bool) },
-                    perm: 0o644,
-                    level: -1,
-                    flags: 0,
-                    __bindgen_anon_1: ::kernel::bindings::kernel_param__bindgen_ty_1 {
-                        arg: $name.as_ptr(),
-                    },
-                });
-        };
+        $crate::__module_param!($name, "bool", param_ops_bool, 0o644, $description);
     };
 }
 
@@ -138,6 +110,15 @@ macro_rules! module_param_int {
         pub(crate) static $name: $crate::services::param::IntParam =
             $crate::services::param::IntParam::new($default);
 
+        $crate::__module_param!($name, $type, $ops, $mode, $description);
+    };
+}
+
+/// Tells the kernel of the parameter whose value is the static `$name`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __module_param {
+    ($name:ident, $type:literal, $ops:ident, $mode:expr, $description:literal) => {
         const _: () = {
             const PARM: &str = concat!("parm=", stringify!($name), ":", $description, "\0");
             const TYPE: &str = concat!("parmtype=", stringify!($name), ":", $type, "\0");

@@ -29,6 +29,16 @@ struct Outstanding {
     missed: bool,
 }
 
+/// When the beat of `burst` after one at `now` is sent at the latest: without an interval, an answer brings it earlier.
+fn next_of_burst(burst: &Burst, now: RefTime) -> RefTime {
+    let wait = if burst.every_ms == 0 {
+        PATIENCE_MS
+    } else {
+        burst.every_ms
+    };
+    now + wait.saturating_mul(TICKS_PER_MS)
+}
+
 /// The device model.
 pub(super) struct Heartbeat {
     ic: Ic,
@@ -147,12 +157,7 @@ impl Heartbeat {
             // The interval starts anew, so that a beat of the burst has its time to be answered.
             self.schedule_next(now);
         } else {
-            let wait = if burst.every_ms == 0 {
-                PATIENCE_MS
-            } else {
-                burst.every_ms
-            };
-            self.next_burst = Some(now + wait.saturating_mul(TICKS_PER_MS));
+            self.next_burst = Some(next_of_burst(&burst, now));
         }
     }
 
@@ -280,12 +285,7 @@ impl Device for Heartbeat {
                     self.outstanding.clear();
                     self.burst_beat(io);
                 } else {
-                    let wait = if burst.every_ms == 0 {
-                        PATIENCE_MS
-                    } else {
-                        burst.every_ms
-                    };
-                    self.next_burst = Some(io.now() + wait.saturating_mul(TICKS_PER_MS));
+                    self.next_burst = Some(next_of_burst(&burst, io.now()));
                 }
             }
         }

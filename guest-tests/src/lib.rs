@@ -18,6 +18,7 @@ pub mod disks;
 pub mod env;
 pub mod interactive;
 mod launch;
+pub mod memory;
 pub mod qmp;
 pub mod runner;
 pub mod scenarios;

@@ -2,7 +2,6 @@
 
 //! Things that come and go: devices, modules, CPUs, and the kernel itself.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
@@ -10,8 +9,9 @@ use guest_agent::Command as Ask;
 use hvctl::{Client, ConnectionState, Until};
 
 use super::connect::{devices_are_there, hyperv_interrupts, PACE_MS};
+use crate::memory::{no_leak, EXACT_SLABS};
 use crate::runner::{equal, Ctx, Scenario};
-use crate::vm::{Vm, BOOT_LIMIT, IC_DEVICES, SOON};
+use crate::vm::{BOOT_LIMIT, IC_DEVICES, SOON};
 use crate::Drivers;
 
 pub fn scenarios() -> Vec<Scenario> {
@@ -133,11 +133,14 @@ fn storm(ctx: &Ctx) -> Result<()> {
     })
 }
 
+/// Cycles in a window that is long enough for what the CPUs' own lists do not to count.
+const LONG_WINDOW: u32 = 25;
+
 fn reload(ctx: &Ctx) -> Result<()> {
     // The C bus is built in: there only hv_utils can go.
     let with_bus = ctx.drivers == Drivers::Rust;
     let per_window = ctx.count(LONG_WINDOW, 2);
-    ctx.booted(ctx.config().smp(2), |vm| {
+    ctx.booted(ctx.config().smp(2).cmdline(EXACT_SLABS), |vm| {
         let one = || -> Result<()> {
             vm.load_drivers()?;
             vm.unload_drivers()?;
@@ -163,25 +166,8 @@ fn reload(ctx: &Ctx) -> Result<()> {
         }
         let mark = vm.log_mark()?;
         let connects = vm.host().status()?.connects;
-        let mut times = 0;
-        let mut series = |per_window: u32| -> Result<(Vec<Memory>, Vec<String>)> {
-            let mut readings = vec![Memory::read(vm)?];
-            for _ in 0..WINDOWS {
-                for _ in 0..per_window {
-                    one()?;
-                }
-                readings.push(Memory::read(vm)?);
-            }
-            times += per_window * WINDOWS;
-            let leaks = leaks(&readings, i64::from(per_window));
-            Ok((readings, leaks))
-        };
-        let (mut readings, mut leaking) = series(per_window)?;
-        if !leaking.is_empty() && per_window < LONG_WINDOW {
-            // In short windows, two objects more on the CPUs' own lists look like a leak. A real one is
-            // there in long windows, too.
-            (readings, leaking) = series(LONG_WINDOW)?;
-        }
+        let steady = no_leak(vm, per_window, LONG_WINDOW, one)?;
+        let times = steady.cycles;
         let lines = vm.log_since(mark)?;
         let count =
             |text: &str| lines.iter().filter(|line| line.text.contains(text)).count() as u32;
@@ -202,85 +188,12 @@ fn reload(ctx: &Ctx) -> Result<()> {
                 u64::from(times),
             )?;
         }
-        ensure!(
-            leaking.is_empty(),
-            "lost in the last {WINDOWS} windows of {times} cycles in all: {}",
-            leaking.join(", ")
-        );
-        let (first, last) = (&readings[0], &readings[readings.len() - 1]);
-        let grown = |name: &str| last.0.get(name).unwrap_or(&0) - first.0.get(name).unwrap_or(&0);
         ctx.figure(format!(
             "{times} times; pages in use {:+}, vmalloc areas {:+}",
-            grown("pages"),
-            grown("vmalloc areas")
+            steady.pages, steady.vmalloc_areas
         ));
         Ok(())
     })
-}
-
-/// Stretches of cycles between two looks at the memory. What is on the CPUs' own lists of free objects counts as used and
-/// moves by dozens either way; a leak grows in every stretch.
-const WINDOWS: u32 = 4;
-
-/// Cycles in a window that is long enough for what the CPUs' own lists do not to count.
-const LONG_WINDOW: u32 = 25;
-
-/// How the guest's memory is used: counts by name.
-#[derive(Default)]
-pub struct Memory(BTreeMap<String, i64>);
-
-impl Memory {
-    /// Reads it after everything that can be given back was given back.
-    pub fn read(vm: &Vm) -> Result<Self> {
-        vm.sh("sync; echo 3 > /proc/sys/vm/drop_caches; for f in /sys/kernel/slab/*/shrink; do echo 1 > $f; done")?;
-        let mut counts = BTreeMap::new();
-        for line in vm.read("/proc/slabinfo")?.lines().skip(2) {
-            let mut words = line.split_whitespace();
-            if let (Some(name), Some(Ok(active))) = (words.next(), words.next().map(str::parse)) {
-                counts.insert(format!("objects of {name}"), active);
-            }
-        }
-        let pages = -field(&vm.read("/proc/vmstat")?, "nr_free_pages ")?;
-        counts.insert("pages".into(), pages);
-        counts.insert(
-            "vmalloc areas".into(),
-            vm.read("/proc/vmallocinfo")?.lines().count() as i64,
-        );
-        counts.insert(
-            "KiB of per-CPU memory".into(),
-            field(&vm.read("/proc/meminfo")?, "Percpu:")?,
-        );
-        Ok(Self(counts))
-    }
-}
-
-/// What grew by at least one a cycle in each window.
-pub fn leaks(readings: &[Memory], cycles: i64) -> Vec<String> {
-    let (Some(first), Some(last)) = (readings.first(), readings.last()) else {
-        return Vec::new();
-    };
-    let mut leaks = Vec::new();
-    for (name, end) in &last.0 {
-        let always =
-            readings
-                .windows(2)
-                .all(|pair| match (pair[0].0.get(name), pair[1].0.get(name)) {
-                    (Some(before), Some(after)) => after - before >= cycles,
-                    _ => false,
-                });
-        if always {
-            leaks.push(format!("{} {name}", end - first.0.get(name).unwrap_or(&0)));
-        }
-    }
-    leaks
-}
-
-fn field(text: &str, name: &str) -> Result<i64> {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|word| word.parse().ok())
-        .with_context(|| format!("no {name} there"))
 }
 
 fn panic(ctx: &Ctx) -> Result<()> {
@@ -457,33 +370,4 @@ fn unload_in_storm(ctx: &Ctx) -> Result<()> {
         ctx.figure(format!("{rounds} rounds"));
         Ok(())
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn readings(series: &[&[i64]]) -> Vec<Memory> {
-        let names = ["pages", "objects of filp"];
-        let of = |at: usize| {
-            names
-                .iter()
-                .zip(series)
-                .map(|(name, values)| ((*name).to_owned(), values[at]))
-                .collect()
-        };
-        (0..series[0].len()).map(|at| Memory(of(at))).collect()
-    }
-
-    #[test]
-    fn a_leak_grows_in_every_window() {
-        let pages: &[i64] = &[100, 90, 130, 125, 140];
-        let leaking: &[i64] = &[7, 9, 12, 14, 16];
-        assert_eq!(
-            leaks(&readings(&[pages, leaking]), 2),
-            ["9 objects of filp"]
-        );
-        let noisy: &[i64] = &[7, 67, 68, 100, 90];
-        assert!(leaks(&readings(&[pages, noisy]), 2).is_empty());
-    }
 }

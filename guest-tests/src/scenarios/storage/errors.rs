@@ -13,8 +13,8 @@ use super::{
     tool_start, until, until_in_guest, IO_LIMIT, SCSI0,
 };
 use crate::disks::Disk;
+use crate::memory::{leaks, Memory, EXACT_SLABS};
 use crate::runner::{equal, Ctx, Scenario};
-use crate::scenarios::lifecycle::{leaks, Memory};
 use crate::vm::{describe, Vm, SOON};
 use crate::Drivers;
 
@@ -318,7 +318,7 @@ const CONTROLLERS: u8 = 4;
 
 fn rescind_in_flight(ctx: &Ctx) -> Result<()> {
     let cycles = ctx.count(8, 3);
-    let mut config = ctx.config().smp(4).memory(768);
+    let mut config = ctx.config().smp(4).memory(768).cmdline(EXACT_SLABS);
     for controller in 0..CONTROLLERS {
         config = config.disk(Disk::ram("64M", 0).on(&format!("scsi{controller}")));
     }

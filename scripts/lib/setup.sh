@@ -18,16 +18,18 @@ HV_KCONFIG=config.amd64_none_$HV_FLAVOUR
 HV_PACKAGES="gcc libc6-dev make flex bison bc kmod cpio xz-utils zstd rsync dwarves
 	libelf-dev/$HV_SUITE libdw-dev/$HV_SUITE libssl-dev
 	bindgen clang-19 lld-19 llvm-19 python3-minimal busybox-static
-	acpica-tools shellcheck e2fsprogs qemu-system-x86 qemu-utils"
+	acpica-tools shellcheck e2fsprogs qemu-system-x86 qemu-utils passt iperf3 libbpf-dev"
 
 # Stock modules that guest tests may load: whole directories end in a slash.
 HV_GUEST_MODULES="drivers/hv/ drivers/net/hyperv/ hv_storvsc drivers/uio/ drivers/ptp/ pci-hyperv
 	pci-hyperv-intf hv_sock hyperv-keyboard hid-hyperv hyperv_drm hyperv_fb scsi_transport_fc sd_mod sr_mod sg
-	virtio_blk virtio_net virtio_scsi ext4 loop dummy failover net_failover"
+	virtio_blk virtio_net virtio_scsi ext4 loop dummy failover net_failover 8021q veth"
 
-# The Debian system on a disk image: what boots from it, and the tools that storage tests use.
+# The Debian system on a disk image: what boots from it, and the tools that tests of storage and network use
+# (Python and its YAML for the kernel's own network tests).
 HV_DEBIAN_PACKAGES="systemd systemd-sysv udev kmod e2fsprogs xfsprogs btrfs-progs fio sg3-utils lsscsi
-	smartmontools util-linux"
+	smartmontools util-linux
+	iproute2 ethtool iperf3 tcpdump dhcpcd-base iputils-ping curl bpftool socat python3 python3-yaml"
 HV_DEBIAN_SIZE=3G
 
 # mirror_of GLOB DEFAULT: where the machine's own apt gets a suite that matches GLOB.

@@ -30,6 +30,7 @@ use vmbus_proto::{
 };
 
 use crate::{
+    buffer::Desk,
     channel::{CallbackMode, Channel, OpenParams, Subchannels},
     connection::{vp_index, Connection, CONNECT_CPU},
     device::Device,
@@ -71,6 +72,9 @@ pub(crate) struct Chan {
     /// For the answer to what was asked under `op`.
     #[pin]
     waiter: Waiter<Action>,
+    /// For what is asked about memory beside the rings.
+    #[pin]
+    pub(crate) desk: Desk,
     /// The host took the offer back: the machine is `Rescinded` or `Released`. Set once.
     rescinded: AtomicBool,
     /// CPU that the host interrupts; of an open channel changed under `op` and by agreement with the host only.
@@ -141,6 +145,7 @@ impl Chan {
                 primary,
                 machine <- new_irq_lock!(machine, c"hv_vmbus_rs::Chan::machine"),
                 waiter <- Waiter::new(),
+                desk <- Desk::new(),
                 rescinded: AtomicBool::new(false),
                 target_cpu: AtomicU32::new(target_cpu),
                 handle: AtomicBool::new(false),
@@ -270,7 +275,8 @@ impl Chan {
     pub(crate) fn on_host_message(&self, message: &HostMessage) -> Action {
         let action = self.machine.lock().on_message(message);
         match action {
-            Action::NotMine | Action::Late | Action::Unexpected(_) => {}
+            Action::NotMine => return self.desk.on_host_message(message),
+            Action::Late | Action::Unexpected(_) => {}
             Action::Rescinded { .. } => {
                 self.rescinded.store(true, Ordering::Release);
                 self.with_core(|core| {
@@ -279,6 +285,7 @@ impl Chan {
                     self.tasklet.schedule();
                 });
                 self.waiter.answer(action);
+                self.desk.on_rescind();
             }
             _ => self.waiter.answer(action),
         }
@@ -611,6 +618,10 @@ impl Chan {
         );
         match core.callback.mode {
             CallbackMode::Isr => core.run_in_interrupt(),
+            CallbackMode::Poll => {
+                core.mask_from_interrupt();
+                core.call_signal();
+            }
             CallbackMode::Batched => {
                 core.mask_from_interrupt();
                 self.tasklet.schedule();

@@ -174,8 +174,12 @@ pub enum CallbackMode {
     /// In a tasklet, interrupts not masked: the host interrupts for each packet put into an empty ring.
     Direct,
     /// In the interrupt handler itself, interrupts not masked. For handlers that are short, or that mask interrupts and take
-    /// care of the ring elsewhere, as NAPI does. See [`Receiver::call_again`].
+    /// care of the ring elsewhere. See [`Receiver::call_again`].
     Isr,
+    /// In the interrupt handler itself, with the host's interrupts for the channel masked, and without the receiving side:
+    /// [`Handler::on_signal`] has the ring read elsewhere, as NAPI does, with [`Endpoint::try_receiver`] and
+    /// [`Receiver::mask_interrupts`] first and [`Receiver::finish`] in the end.
+    Poll,
 }
 
 /// What a driver does when the host has put something into the channel's ring.
@@ -193,7 +197,14 @@ pub trait Handler: Send + Sync {
     ///
     /// After the host has taken the channel away there is one more call, in softirq context, in which
     /// [`rx.is_rescinded()`](Receiver::is_rescinded) is true: what is in the ring then is all that ever comes.
-    fn on_channel(self: Pin<&Self>, rx: &mut Receiver<'_>);
+    ///
+    /// Not called with [`CallbackMode::Poll`].
+    fn on_channel(self: Pin<&Self>, rx: &mut Receiver<'_>) {
+        let _ = rx;
+    }
+
+    /// With [`CallbackMode::Poll`]: the host has signalled, or has taken the channel away. Interrupt or softirq context.
+    fn on_signal(self: Pin<&Self>) {}
 
     /// The open channel interrupts another CPU from now on. Process context; must neither open nor close a channel.
     fn on_moved(self: Pin<&Self>) {}
@@ -326,6 +337,7 @@ impl Channel<Offered> {
         let callback = Callback {
             mode: H::MODE,
             func: call_handler::<H>,
+            signal: call_signal::<H>,
             moved: call_moved::<H>,
             ctx: core::ptr::from_ref(&*handler).cast(),
         };
@@ -341,6 +353,15 @@ impl Channel<Offered> {
 unsafe fn call_handler<H: Handler>(ctx: *const (), rx: &mut Receiver<'_>) {
     // SAFETY: By the requirement.
     unsafe { Pin::new_unchecked(&*ctx.cast::<H>()) }.on_channel(rx);
+}
+
+/// Tells a handler of type `H` that the host has signalled.
+///
+/// # Safety
+/// `ctx` points to a pinned `H`, which lives during the call.
+unsafe fn call_signal<H: Handler>(ctx: *const ()) {
+    // SAFETY: By the requirement.
+    unsafe { Pin::new_unchecked(&*ctx.cast::<H>()) }.on_signal();
 }
 
 /// Tells a handler of type `H` that the channel has moved.
@@ -366,9 +387,18 @@ impl<S: private::State> Channel<S> {
         }
     }
 
+    pub(crate) fn chan(&self) -> &Arc<Chan> {
+        &self.chan
+    }
+
     /// Number of the channel.
     pub fn relid(&self) -> Relid {
         self.chan.relid()
+    }
+
+    /// Which of the device's channels it is: 0 the primary one, others as the host counts them.
+    pub fn index(&self) -> u16 {
+        self.chan.offer.subchannel_index
     }
 
     /// CPU that the host interrupts for the channel.
@@ -402,10 +432,11 @@ impl<H> Channel<Open<H>> {
         }
     }
 
-    /// Takes the receiving side, for drivers that do not leave it to the callback (NAPI); `None` while it is in use. While
-    /// it exists the handler is not called, so look with [`Receiver::finish`] before dropping it.
-    pub fn try_receiver(&self) -> Option<Receiver<'_>> {
-        self.state.core.try_receiver()
+    /// Both ends, to be kept anywhere.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            core: self.state.core.clone(),
+        }
     }
 
     /// Closes the channel and gives back the handle, for opening it again. Process context, sleeps.
@@ -538,6 +569,33 @@ impl SharedSender {
     }
 }
 
+/// As [`SharedSender`], with the receiving side: for drivers that do not leave that to the callback.
+#[derive(Clone)]
+pub struct Endpoint {
+    core: Arc<OpenCore>,
+}
+
+impl Endpoint {
+    /// The sender.
+    #[inline]
+    pub fn sender(&self) -> Sender<'_> {
+        Sender { core: &self.core }
+    }
+
+    /// Takes the receiving side; `None` while it is in use. While it exists the handler is not called, so look with
+    /// [`Receiver::finish`] before dropping it. Not after the channel was closed.
+    #[inline]
+    pub fn try_receiver(&self) -> Option<Receiver<'_>> {
+        self.core.try_receiver()
+    }
+
+    /// Whether the host has taken the channel away.
+    #[inline]
+    pub fn is_rescinded(&self) -> bool {
+        self.core.is_rescinded()
+    }
+}
+
 /// A packet of which a part was copied; see [`Receiver::next_into`].
 #[derive(Clone, Copy, Debug)]
 pub struct Received {
@@ -565,6 +623,26 @@ impl<'a> InRing<'a> {
     #[inline]
     pub fn descriptor(&self) -> &PacketDescriptor {
         &self.incoming.descriptor
+    }
+
+    /// `N` words of the packet, from `offset` (in bytes) within it on; `None` when there are not so many.
+    #[inline]
+    pub fn raw_words<const N: usize>(&self, offset: u32) -> Option<[u64; N]> {
+        self.ring.copy_words(&self.incoming, offset)
+    }
+
+    /// Copies the payload, or as much of it as `out` takes; returns how much that was.
+    pub fn copy_payload(&self, out: &mut [u8]) -> usize {
+        let len = out.len().min(self.descriptor().payload_len() as usize);
+        let Some(part) = out.get_mut(..len) else {
+            return 0;
+        };
+        let offset = self.descriptor().payload_offset();
+        if self.ring.copy(&self.incoming, offset, part) {
+            len
+        } else {
+            0
+        }
     }
 
     /// `N` words of the payload, from `offset` (in bytes) within it on; `None` when there are not so many.

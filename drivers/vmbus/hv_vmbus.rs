@@ -10,6 +10,7 @@
 //! | [`driver`] | the [`Driver`](driver::Driver) trait, [`module_vmbus_driver!`] |
 //! | [`device`] | a device on the bus |
 //! | [`channel`] | opening a device's channel, sending and receiving packets |
+//! | [`buffer`] | memory shared with the host beside the rings |
 //! | [`services`] | what drivers need of the kernel and `kernel` does not have |
 //! | [`log`] | printing what the host can cause |
 //!
@@ -18,6 +19,7 @@
 use kernel::{prelude::*, sync::Arc};
 use vmbus_proto::version::VmbusVersion;
 
+pub mod buffer;
 mod bus;
 mod chan;
 pub mod channel;

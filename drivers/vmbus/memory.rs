@@ -147,6 +147,14 @@ impl SharedPages {
         })
     }
 
+    /// Maps all pages, in order. The mapping must not outlive the pages.
+    pub(crate) fn map_all(&self) -> Result<NonNull<u8>> {
+        let list = self.pages.as_ptr().cast_mut();
+        // SAFETY: `pages` holds that many valid pages, and `vmap` only reads the list.
+        let base = unsafe { ffi::hv_rs_vmap(list, self.pages.len() as u32) };
+        NonNull::new(base.cast()).ok_or(ENOMEM)
+    }
+
     /// Never frees the pages.
     pub(crate) fn leak(self) {
         core::mem::forget(self);

@@ -37,6 +37,11 @@ pub(crate) struct Callback {
     /// # Safety
     /// Called with `ctx`, only while the channel is open.
     pub(crate) func: unsafe fn(ctx: *const (), rx: &mut Receiver<'_>),
+    /// The host has signalled, in mode [`CallbackMode::Poll`].
+    ///
+    /// # Safety
+    /// Called with `ctx`, only while the channel is open.
+    pub(crate) signal: unsafe fn(ctx: *const ()),
     /// The channel has moved to another CPU.
     ///
     /// # Safety
@@ -554,9 +559,20 @@ impl OpenCore {
         }
     }
 
+    /// Tells the handler of a channel in mode [`CallbackMode::Poll`] that the host has signalled. While the channel is published.
+    #[inline]
+    pub(crate) fn call_signal(&self) {
+        // SAFETY: The channel is open.
+        unsafe { (self.callback.signal)(self.callback.ctx) };
+    }
+
     /// Calls the handler. Returns true when it must be called again because more came in. In the interrupt handler or the
     /// channel's tasklet, while the channel is published.
     pub(crate) fn run_handler(&self) -> bool {
+        if self.callback.mode == CallbackMode::Poll {
+            self.call_signal();
+            return false;
+        }
         let Some(mut rx) = self.receiver_for_handler() else {
             return false;
         };

@@ -72,6 +72,13 @@ pub enum Event {
         /// Such as `3.0/3.2`.
         agreed: String,
     },
+    /// A NIC's driver is ready for frames, or no longer.
+    NetRunning {
+        /// Name of the device.
+        device: String,
+        /// Whether its packet filter lets anything pass.
+        running: bool,
+    },
     /// The guest answered a shutdown request.
     ShutdownAnswered {
         /// Status in the answer.

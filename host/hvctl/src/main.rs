@@ -13,6 +13,7 @@ use hvctl::{
 };
 
 mod disk_cmd;
+mod net_cmd;
 mod show;
 
 /// Talks to the control socket of an emulated Hyper-V host.
@@ -91,6 +92,11 @@ enum Cmd {
     Disk {
         #[command(subcommand)]
         what: disk_cmd::DiskCmd,
+    },
+    /// Synthetic NICs.
+    Net {
+        #[command(subcommand)]
+        what: net_cmd::NetCmd,
     },
     /// Stop all virtual processors.
     Pause,
@@ -172,6 +178,11 @@ enum WaitFor {
     },
     /// The device's versions are agreed on.
     Negotiated {
+        /// Name or instance GUID.
+        device: String,
+    },
+    /// The NIC's driver is ready for frames.
+    NetRunning {
         /// Name or instance GUID.
         device: String,
     },
@@ -388,6 +399,7 @@ fn until(cmd: WaitFor) -> Until {
         WaitFor::Closed { device } => Until::ChannelClosed { device },
         WaitFor::Released { device } => Until::Released { device },
         WaitFor::Negotiated { device } => Until::Negotiated { device },
+        WaitFor::NetRunning { device } => Until::NetRunning { device },
         WaitFor::Beats { count } => Until::Beats { count },
         WaitFor::Crash => Until::GuestCrash,
         WaitFor::Violations { count } => Until::Violations { count },
@@ -449,6 +461,7 @@ fn command(cmd: Cmd) -> Result<Command, Error> {
             sync_after_stop: t.sync_after_stop,
         },
         Cmd::Disk { what } => disk_cmd::command(what),
+        Cmd::Net { what } => net_cmd::command(what),
         Cmd::Pause => Command::Pause,
         Cmd::Resume => Command::Resume,
         Cmd::Reset => Command::Reset,
@@ -607,6 +620,30 @@ mod tests {
                     scsi: 2,
                     sense: Some([3, 0x11, 0])
                 }
+            }
+        );
+        assert_eq!(
+            parse("net fault net0 --queue 2 --count 0 patch data range-count 0xffffffff"),
+            Command::NetFault {
+                device: "net0".into(),
+                direction: None,
+                queue: Some(2),
+                count: 0,
+                skip: 0,
+                fault: hvctl::NetFault::Patch {
+                    message: hvctl::NetMessage::Data,
+                    part: hvctl::NetPart::Ranges,
+                    offset: 4,
+                    width: 4,
+                    value: 0xffff_ffff
+                }
+            }
+        );
+        assert_eq!(
+            parse("net table net1 0,1,1"),
+            Command::NetTable {
+                device: "net1".into(),
+                table: vec![0, 1, 1]
             }
         );
         assert!(matches!(

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{DiskFault, DiskNotice, DiskSpec};
+use crate::net::{NetDirection, NetFault, NetLink};
 
 /// One line from client to host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -171,6 +172,67 @@ pub enum Command {
         #[serde(flatten)]
         fault: DiskFault,
     },
+    /// All NICs. Answer: array of [`NetInfo`](crate::NetInfo).
+    Nets,
+    /// Changes the link of a NIC.
+    NetLink {
+        /// Name or instance GUID.
+        device: String,
+        /// How; absent: only the speed changes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        link: Option<NetLink>,
+        /// New speed in Mbit/s.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        speed: Option<u32>,
+    },
+    /// Sends the guest a send-indirection table (NVSP 5 and newer).
+    NetTable {
+        /// Name or instance GUID.
+        device: String,
+        /// Channel for each entry.
+        table: Vec<u32>,
+    },
+    /// Brings a frame to the guest as if it came from the back end.
+    NetInject {
+        /// Name or instance GUID.
+        device: String,
+        /// The frame, hexadecimal.
+        hex: String,
+        /// The channel it comes on, whatever its hash says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        queue: Option<u16>,
+        /// Per-packet information instead of what the host would give, hexadecimal.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ppi: Option<String>,
+    },
+    /// Tells the guest of a virtual function (NVSP 4 and newer), or that it is gone.
+    NetVf {
+        /// Name or instance GUID.
+        device: String,
+        /// Its serial number; absent: gone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        serial: Option<u32>,
+    },
+    /// Makes a NIC misbehave.
+    NetFault {
+        /// Name or instance GUID.
+        device: String,
+        /// Only for frames that go this way (drop, delay, duplicate, reorder, corrupt).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        direction: Option<NetDirection>,
+        /// Only on this channel.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        queue: Option<u16>,
+        /// How many frames or messages to hit; 0: all until cleared.
+        #[serde(default = "one")]
+        count: u32,
+        /// How many that would be hit to let pass before.
+        #[serde(default)]
+        skip: u32,
+        /// What to do to them.
+        #[serde(flatten)]
+        fault: NetFault,
+    },
     /// Stops all vCPUs, as QMP `stop`.
     Pause,
     /// Continues all vCPUs, as QMP `cont`.
@@ -227,6 +289,11 @@ pub enum Until {
     },
     /// The integration service on this device has agreed on its versions with the guest.
     Negotiated {
+        /// Name or instance GUID.
+        device: String,
+    },
+    /// The NIC's driver has set a packet filter that lets something pass.
+    NetRunning {
         /// Name or instance GUID.
         device: String,
     },
@@ -485,6 +552,25 @@ mod tests {
                         scsi: 2,
                         sense: Some([3, 17, 0]),
                     },
+                },
+            ),
+            (
+                r#"{"id":1,"cmd":"net-link","device":"net0","link":"down"}"#,
+                Command::NetLink {
+                    device: "net0".into(),
+                    link: Some(NetLink::Down),
+                    speed: None,
+                },
+            ),
+            (
+                r#"{"id":1,"cmd":"net-fault","device":"net0","direction":"rx","count":3,"kind":"delay","ms":5}"#,
+                Command::NetFault {
+                    device: "net0".into(),
+                    direction: Some(NetDirection::Rx),
+                    queue: None,
+                    count: 3,
+                    skip: 0,
+                    fault: NetFault::Delay { ms: 5 },
                 },
             ),
             (

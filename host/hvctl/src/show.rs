@@ -6,13 +6,14 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use hvctl::{
-    ChannelInfo, Counters, DiskInfo, Event, HeartbeatStatus, ShutdownReply, Status, TimesyncStatus,
-    Violations,
+    ChannelInfo, Counters, DiskInfo, Event, HeartbeatStatus, NetInfo, ShutdownReply, Status,
+    TimesyncStatus, Violations,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::disk_cmd::DiskCmd;
+use super::net_cmd::NetCmd;
 use super::Cmd;
 
 /// Prints a line; a reader that has gone away ends the program quietly.
@@ -33,6 +34,7 @@ pub(crate) fn for_command(cmd: &Cmd) -> fn(&Value) -> String {
             what: DiskCmd::List,
         } => |v| typed(v, |list: Vec<DiskInfo>| disks(&list)),
         Cmd::Disk { .. } => |v| typed(v, |disk: DiskInfo| disks(&[disk])),
+        Cmd::Net { what: NetCmd::List } => |v| typed(v, |list: Vec<NetInfo>| nets(&list)),
         Cmd::Heartbeat { .. } => |v| typed(v, heartbeat),
         Cmd::Timesync(_) => |v| typed(v, timesync),
         Cmd::Shutdown { .. } => |v| typed(v, shutdown),
@@ -202,6 +204,62 @@ fn disks(list: &[DiskInfo]) -> String {
             d.file.as_deref().unwrap_or("RAM"),
             if d.read_only { " (read-only)" } else { "" }
         );
+    }
+    out
+}
+
+fn nets(list: &[NetInfo]) -> String {
+    let mut out = String::new();
+    for n in list {
+        let none = || "-".to_owned();
+        let _ = write!(
+            out,
+            "{}{}  {}  {:?}  NVSP {}  NDIS {}  MTU {}  link {} ({} Mbit/s)  filter {:#x}  back end {}",
+            if out.is_empty() { "" } else { "\n" },
+            n.device,
+            n.mac,
+            n.state,
+            n.nvsp.clone().unwrap_or_else(none),
+            n.ndis.clone().unwrap_or_else(none),
+            n.mtu,
+            if n.link { "up" } else { "down" },
+            n.speed,
+            n.filter,
+            n.backend
+        );
+        let _ = write!(out, "\n  offloads {}", n.offloads.join(" "));
+        for q in n.queues.iter().filter(|q| q.open) {
+            let _ = write!(
+                out,
+                "\n  queue {:>2}  to guest {} ({}) in {} packets, {} held, {} waiting  from guest {} ({}) in {} packets, {} frames",
+                q.index,
+                q.rx_packets,
+                bytes(q.rx_bytes),
+                q.rx_messages,
+                q.rx_held,
+                q.rx_waiting,
+                q.tx_packets,
+                bytes(q.tx_bytes),
+                q.tx_messages,
+                q.tx_frames
+            );
+        }
+        let Ok(Value::Object(counters)) = serde_json::to_value(n.counters) else {
+            continue;
+        };
+        let mut list: Vec<String> = counters
+            .iter()
+            .filter(|(_, value)| value.as_u64() != Some(0))
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        list.extend(
+            n.backend_counters
+                .iter()
+                .map(|(name, value)| format!("{}.{name} {value}", n.backend)),
+        );
+        if !list.is_empty() {
+            let _ = write!(out, "\n  {}", list.join("  "));
+        }
     }
     out
 }

@@ -30,6 +30,41 @@ pub enum SendError {
     Broken,
 }
 
+/// A packet to be written.
+pub(crate) struct Outgoing<'a> {
+    pub(crate) packet_type: PacketType,
+    pub(crate) flags: PacketFlags,
+    pub(crate) transaction_id: u64,
+    /// Extra header, in two parts: together a multiple of 8 bytes.
+    pub(crate) extra: [&'a [u8]; 2],
+    pub(crate) payload: &'a [u8],
+}
+
+impl Outgoing<'_> {
+    fn extra_len(&self) -> usize {
+        self.extra[0].len() + self.extra[1].len()
+    }
+
+    fn write(&self, ring: &mut Producer<RingPages>) -> Result<(), WriteError> {
+        let mut packet = ring.begin(
+            self.packet_type,
+            self.flags,
+            self.transaction_id,
+            self.extra_len(),
+            self.payload.len(),
+        )?;
+        for part in self.extra {
+            packet.put(part)?;
+        }
+        packet.put(self.payload)?;
+        packet.finish()
+    }
+
+    fn len(&self) -> u64 {
+        (16 + self.extra_len() + self.payload.len()).next_multiple_of(8) as u64
+    }
+}
+
 /// What a read of the ring brought.
 pub(crate) enum Received<'b> {
     Packet(Packet<'b>),
@@ -268,13 +303,19 @@ impl Channel {
         }
     }
 
-    /// Ends reading; whether a device that found the ring full may try again.
-    pub(crate) fn end_service(&mut self) -> bool {
-        let Some(open) = &mut self.open else {
+    /// Ends reading, with nothing left to read.
+    pub(crate) fn end_service(&mut self) {
+        if let Some(open) = &mut self.open {
+            self.counters.unneeded_signals += u64::from(std::mem::take(&mut open.unexplained));
+        }
+    }
+
+    /// Whether a device that found the ring full may try again.
+    pub(crate) fn take_room(&mut self) -> bool {
+        let Some(open) = self.open.as_mut().filter(|o| !o.broken) else {
             return false;
         };
-        self.counters.unneeded_signals += u64::from(std::mem::take(&mut open.unexplained));
-        let Some(wanted) = open.wanted.filter(|_| !open.broken) else {
+        let Some(wanted) = open.wanted else {
             return false;
         };
         let room = open.output.free().is_ok_and(|free| free >= wanted);
@@ -284,38 +325,35 @@ impl Channel {
         room
     }
 
-    /// Sends a packet and signals the guest if it wants that.
-    pub(crate) fn send(
+    /// Writes a packet, which the guest sees after the next [`Channel::commit`].
+    pub(crate) fn put(
         &mut self,
         partition: &dyn Partition,
-        packet_type: PacketType,
-        flags: PacketFlags,
-        transaction_id: u64,
-        payload: &[u8],
+        packet: &Outgoing<'_>,
     ) -> Result<(), SendError> {
         let open = self.open.as_mut().ok_or(SendError::Closed)?;
         if open.broken {
             return Err(SendError::Broken);
         }
-        let sent = loop {
-            let written = open
-                .output
-                .begin(packet_type, flags, transaction_id, 0, payload.len())
-                .and_then(|mut packet| packet.put(payload).and_then(|()| packet.finish()));
-            match written {
-                // The guest may have made room meanwhile; then no signal will come.
-                Err(WriteError::Full { needed }) => match open.output.request_space(needed) {
-                    Ok(true) => {}
+        let written = match packet.write(&mut open.output) {
+            // What is written already must be readable, or it is never read and there is never room.
+            Err(WriteError::Full { needed }) => {
+                if open.output.commit() {
+                    signal(open, &mut self.counters, partition);
+                }
+                match open.output.request_space(needed) {
+                    // The guest has made room meanwhile; no signal will come.
+                    Ok(true) => packet.write(&mut open.output),
                     Ok(false) => {
                         open.wanted = Some(needed);
                         return Err(SendError::Full);
                     }
-                    Err(e) => break Err(e),
-                },
-                other => break other,
+                    Err(e) => Err(e),
+                }
             }
+            other => other,
         };
-        match sent {
+        match written {
             Ok(()) => {}
             Err(WriteError::Corrupt(_)) => {
                 open.broken = true;
@@ -325,15 +363,21 @@ impl Channel {
             Err(WriteError::TooLarge | WriteError::WrongLength) => return Err(SendError::TooLarge),
         }
         open.wanted = None;
-        if flags.contains(PacketFlags::COMPLETION_REQUESTED) {
-            *open.incomplete.entry(transaction_id).or_default() += 1;
+        if packet.flags.contains(PacketFlags::COMPLETION_REQUESTED) {
+            *open.incomplete.entry(packet.transaction_id).or_default() += 1;
         }
         self.counters.packets_out += 1;
-        self.counters.bytes_out += (payload.len() as u64 + 16).next_multiple_of(8);
-        if open.output.commit() {
-            signal(open, &mut self.counters, partition);
-        }
+        self.counters.bytes_out += packet.len();
         Ok(())
+    }
+
+    /// Shows the guest what was written, and signals it if it wants that.
+    pub(crate) fn commit(&mut self, partition: &dyn Partition) {
+        if let Some(open) = self.open.as_mut().filter(|o| !o.broken) {
+            if open.output.commit() {
+                signal(open, &mut self.counters, partition);
+            }
+        }
     }
 
     /// Fault injection: bytes as they are, in place of a packet. What the host sends later on this channel

@@ -5,14 +5,15 @@
 use std::sync::Arc;
 
 use hv_partition::{GuestRam, Partition};
-use hvctl::{Command, DiskInfo, Event};
-use vmbus_proto::msg::{OfferFlags, USER_DATA_SIZE};
-use vmbus_proto::packet::{Packet, PacketFlags, PacketType};
+use hvctl::{Command, DiskInfo, Event, NetInfo};
+use vmbus_proto::msg::{GpadlId, OfferFlags, USER_DATA_SIZE};
+use vmbus_proto::packet::{Packet, PacketFlags, PacketType, TransferPageHeader, TransferRange};
 use vmbus_proto::Guid;
+use zerocopy::IntoBytes;
 
-use crate::channel::{Channel, SendError};
+use crate::channel::{Channel, Outgoing, SendError};
 use crate::inbox::{Inbox, Input};
-use crate::server::OfferId;
+use crate::server::{OfferId, Server, SharedGpadl};
 
 /// Partition reference time in units of 100 ns. Devices schedule by it, so that nothing falls due while
 /// the VM is stopped.
@@ -77,6 +78,23 @@ pub trait Device: Send {
     /// A packet came, a private copy.
     fn packet(&mut self, io: &mut DeviceIo<'_>, index: u16, packet: &Packet<'_>);
 
+    /// Whether the device takes packets from the channel now. What is in the ring stays there meanwhile;
+    /// [`DeviceIo::resume`] has the channel looked at again.
+    fn is_ready(&self, index: u16) -> bool {
+        let _ = index;
+        true
+    }
+
+    /// All packets that there were have been taken from a channel, for now: the end of a batch.
+    fn drained(&mut self, io: &mut DeviceIo<'_>, index: u16) {
+        let _ = (io, index);
+    }
+
+    /// A GPADL of the device's primary channel is no more. From here on its pages must not be touched.
+    fn gpadl_gone(&mut self, io: &mut DeviceIo<'_>, id: GpadlId) {
+        let _ = (io, id);
+    }
+
     /// [`Device::deadline`] is over, a [`Waker`] was used, or a full ring has room again.
     fn poll(&mut self, io: &mut DeviceIo<'_>);
 
@@ -102,6 +120,11 @@ pub trait Device: Send {
     /// Disks of a storage controller, for `disks`.
     fn disks(&self) -> Vec<DiskInfo> {
         Vec::new()
+    }
+
+    /// A NIC, for `nets`.
+    fn net(&self) -> Option<NetInfo> {
+        None
     }
 
     /// Heartbeats answered, for `wait beats`.
@@ -137,6 +160,8 @@ pub(crate) struct Requests {
     pub(crate) completions: Vec<(u64, Result<serde_json::Value, String>)>,
     /// Sub-channels to offer: device, how many in all.
     pub(crate) subchannels: Vec<(usize, u16)>,
+    /// Channels that may have packets left in their rings.
+    pub(crate) resumed: Vec<OfferId>,
 }
 
 /// A device's access to its channels and to the machine, for the length of one call.
@@ -148,6 +173,7 @@ pub struct DeviceIo<'a> {
     pub(crate) partition: &'a dyn Partition,
     pub(crate) inbox: &'a Arc<Inbox>,
     pub(crate) requests: &'a mut Requests,
+    pub(crate) server: &'a Server,
     pub(crate) now: RefTime,
     pub(crate) unix_ns: u64,
 }
@@ -193,14 +219,89 @@ impl DeviceIo<'_> {
         transaction_id: u64,
         payload: &[u8],
     ) -> Result<(), SendError> {
+        self.put(index, packet_type, flags, transaction_id, payload)?;
+        self.commit(index);
+        Ok(())
+    }
+
+    /// Writes a packet, which the guest sees after the next [`DeviceIo::commit`] or [`DeviceIo::send`].
+    ///
+    /// # Errors
+    /// As [`DeviceIo::send`]. When the ring is full, what was put before has been committed.
+    pub fn put(
+        &mut self,
+        index: u16,
+        packet_type: PacketType,
+        flags: PacketFlags,
+        transaction_id: u64,
+        payload: &[u8],
+    ) -> Result<(), SendError> {
+        self.put_packet(
+            index,
+            &Outgoing {
+                packet_type,
+                flags,
+                transaction_id,
+                extra: [&[], &[]],
+                payload,
+            },
+        )
+    }
+
+    /// Writes a packet whose data are in `ranges` of a buffer, as [`DeviceIo::put`]. The guest is asked for a completion.
+    /// That the header counts the ranges rightly is the caller's affair.
+    ///
+    /// # Errors
+    /// As [`DeviceIo::put`].
+    pub fn put_transfer_pages(
+        &mut self,
+        index: u16,
+        header: TransferPageHeader,
+        ranges: &[TransferRange],
+        transaction_id: u64,
+        payload: &[u8],
+    ) -> Result<(), SendError> {
+        self.put_packet(
+            index,
+            &Outgoing {
+                packet_type: PacketType::DATA_USING_XFER_PAGES,
+                flags: PacketFlags::COMPLETION_REQUESTED,
+                transaction_id,
+                extra: [header.as_bytes(), ranges.as_bytes()],
+                payload,
+            },
+        )
+    }
+
+    fn put_packet(&mut self, index: u16, packet: &Outgoing<'_>) -> Result<(), SendError> {
         let partition = self.partition;
         let channel = self.channel(index).ok_or(SendError::Closed)?;
         let was_broken = channel.is_broken();
-        let result = channel.send(partition, packet_type, flags, transaction_id, payload);
+        let result = channel.put(partition, packet);
         if result == Err(SendError::Broken) && !was_broken {
             self.violation("host-to-guest ring: read index is impossible");
         }
         result
+    }
+
+    /// Shows the guest what was put, and signals it if the ring says so.
+    pub fn commit(&mut self, index: u16) {
+        let partition = self.partition;
+        if let Some(channel) = self.channel(index) {
+            channel.commit(partition);
+        }
+    }
+
+    /// Has packets taken from the channel again, after [`Device::is_ready`] said no.
+    pub fn resume(&mut self, index: u16) {
+        if let Some(id) = self.offers.get(usize::from(index)) {
+            self.requests.resumed.push(*id);
+        }
+    }
+
+    /// The pages of a live GPADL of the device's primary channel.
+    pub fn gpadl(&self, id: GpadlId) -> Option<SharedGpadl> {
+        self.server.gpadl(*self.offers.first()?, id)
     }
 
     /// Records a violation by the guest's driver.

@@ -42,6 +42,11 @@ impl Engine {
                         | Command::DiskFault { device, .. } => {
                             format!("no storage controller {device:?}")
                         }
+                        Command::NetLink { device, .. }
+                        | Command::NetTable { device, .. }
+                        | Command::NetInject { device, .. }
+                        | Command::NetVf { device, .. }
+                        | Command::NetFault { device, .. } => format!("no NIC {device:?}"),
                         other => format!("no device here knows {other:?}"),
                     }),
                     Control::Done(value) => Ok(value),
@@ -80,6 +85,10 @@ impl Engine {
             Command::Disks => {
                 let disks = self.devices.iter().flat_map(|slot| slot.device.disks());
                 json(disks.collect::<Vec<_>>())
+            }
+            Command::Nets => {
+                let nets = self.devices.iter().filter_map(|slot| slot.device.net());
+                json(nets.collect::<Vec<_>>())
             }
             Command::Offer { device } => self.named_channels(device).map(|offers| {
                 if let Some(first) = offers.first() {

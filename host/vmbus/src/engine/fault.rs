@@ -11,6 +11,7 @@ use vmbus_proto::msg::{Status, MAX_MESSAGE_SIZE, VMBUS_SINT};
 use vmbus_proto::packet::{PacketFlags, PacketType};
 
 use super::Engine;
+use crate::channel::Outgoing;
 use crate::server::OfferId;
 
 /// Faults that are armed.
@@ -105,15 +106,18 @@ impl Engine {
                 hex,
             } => {
                 let id = self.primary(device)?;
-                self.channels[id.0]
-                    .send(
-                        &*self.partition,
-                        PacketType(*packet_type),
-                        PacketFlags::from_bits_retain(*flags),
-                        *transaction_id,
-                        &bytes(hex)?,
-                    )
+                let packet = Outgoing {
+                    packet_type: PacketType(*packet_type),
+                    flags: PacketFlags::from_bits_retain(*flags),
+                    transaction_id: *transaction_id,
+                    extra: [&[], &[]],
+                    payload: &bytes(hex)?,
+                };
+                let channel = &mut self.channels[id.0];
+                channel
+                    .put(&*self.partition, &packet)
                     .map_err(|e| e.to_string())?;
+                channel.commit(&*self.partition);
             }
             Fault::SendRaw { device, hex } => {
                 let id = self.primary(device)?;

@@ -49,6 +49,16 @@ struct DeviceSlot {
     offers: Vec<OfferId>,
 }
 
+/// How a turn of reading a ring ended.
+enum Turn {
+    /// The ring is empty, or broken.
+    Drained,
+    /// The device takes no more for now.
+    Held,
+    /// Others are to have their turn.
+    Over,
+}
+
 struct OutMessage {
     vp: VpIndex,
     message: MessageBuffer,
@@ -284,6 +294,11 @@ impl Engine {
             let idle = requests.violations.is_empty()
                 && requests.completions.is_empty()
                 && requests.subchannels.is_empty();
+            for id in requests.resumed {
+                if !self.backlog.contains(&id) {
+                    self.backlog.push(id);
+                }
+            }
             for text in requests.violations {
                 self.server.violation(text);
             }
@@ -349,8 +364,12 @@ impl Engine {
                 }
             }
             Action::Retarget { offer, vp } => self.channels[offer.0].retarget(vp),
-            // No device here uses GPADLs beside its rings, which are closed before.
-            Action::GpadlGone { .. } => {}
+            Action::GpadlGone { offer, id } => {
+                let (device, index) = self.owners[offer.0];
+                if index == 0 {
+                    self.with_device(device, |device, io| device.gpadl_gone(io, id));
+                }
+            }
             Action::Event(event) => self.tell(&event),
         }
     }
@@ -370,6 +389,7 @@ impl Engine {
             partition: &*self.partition,
             inbox: &self.inbox,
             requests: &mut self.requests,
+            server: &self.server,
             now,
             unix_ns,
         };
@@ -413,7 +433,10 @@ impl Engine {
         let mut turn = 0;
         let finished = loop {
             if turn == PACKETS_PER_TURN {
-                break false;
+                break Turn::Over;
+            }
+            if !self.devices[device].device.is_ready(index) {
+                break Turn::Held;
             }
             turn += 1;
             match self.channels[id.0].receive(&*partition, &mut buf) {
@@ -431,19 +454,28 @@ impl Engine {
                     // The packet may have led to the channel's end.
                     self.run_actions();
                 }
-                Received::Nothing => break true,
+                Received::Nothing => break Turn::Drained,
                 Received::Broken(text) => {
                     let name = &self.devices[device].info.name;
                     self.server.violation(format!("{name}: {text}"));
-                    break true;
+                    break Turn::Drained;
                 }
             }
         };
         self.packet_buf = buf;
-        if !finished {
-            self.channels[id.0].pause_service(&*partition);
-            self.backlog.push(id);
-        } else if self.channels[id.0].end_service() {
+        if turn > 0 {
+            self.with_device(device, |device, io| device.drained(io, index));
+        }
+        match finished {
+            Turn::Drained => self.channels[id.0].end_service(),
+            // Signals stay masked: the device says when it goes on.
+            Turn::Held => self.channels[id.0].pause_service(&*partition),
+            Turn::Over => {
+                self.channels[id.0].pause_service(&*partition);
+                self.backlog.push(id);
+            }
+        }
+        if self.channels[id.0].take_room() {
             // The guest made room that a device waits for.
             self.poll_device(device);
         }

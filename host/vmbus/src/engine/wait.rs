@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use hvctl::Until;
+use hvctl::{NetState, Until};
 
 use super::Engine;
 use crate::inbox::Client;
@@ -141,6 +141,10 @@ impl Engine {
                 .device
                 .agreed()
                 .is_some(),
+            Until::NetRunning { device } => self.devices[self.find_device(device)?]
+                .device
+                .net()
+                .is_some_and(|net| net.state == NetState::Running),
             Until::Beats { count } => {
                 self.devices
                     .iter()

@@ -17,6 +17,7 @@
 //! | [`connection`], [`channel`] | the client's state machines |
 //! | [`util`] | small decisions and tables shared by several modules |
 //! | [`ic`] | integration components: heartbeat, shutdown, timesync |
+//! | [`net`] | network: the synthetic adapter, NVSP and RNDIS |
 //! | [`storvsc`] | storage: SCSI, IDE and Fibre Channel controllers |
 //!
 //! Sources are cited at each definition: "TLFS" is Microsoft's *Hypervisor Top Level Functional
@@ -52,6 +53,7 @@ pub mod gpadl;
 pub mod guid;
 pub mod ic;
 pub mod msg;
+pub mod net;
 pub mod packet;
 pub mod range;
 pub mod ring;

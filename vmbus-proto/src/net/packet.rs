@@ -1,0 +1,817 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! The RNDIS message that carries a frame, and the per-packet information (PPI) in it.
+//!
+//! ```text
+//!  0          8                       44
+//!  +----------+-----------------------+-----------------+--------------+---------+
+//!  |type, len | data, PPI: where, size| PPI, 16 bytes … | frame        | padding |
+//!  +----------+-----------------------+-----------------+--------------+---------+
+//! ```
+//!
+//! Offsets count from byte 8, the start of the RNDIS packet. Both sides read a message with
+//! [`ReceivedPacket::read`], each byte of the headers once, and write one with [`PacketHeader::write`].
+//!
+//! Source: hyperv_net.h, `struct rndis_packet` and following; \[MS-RNDIS\] 2.2.14; `ntddndis.h` and `ndis/nbl*.h` for
+//! what PPIs hold.
+
+use core::fmt;
+
+/// Bytes of type and length, which start every RNDIS message.
+pub const RNDIS_HEADER_SIZE: u32 = 8;
+
+/// Bytes of the packet's description, from which its offsets count.
+pub const RNDIS_PACKET_SIZE: u32 = 36;
+
+/// Bytes before the PPIs.
+pub const FIXED_SIZE: u32 = RNDIS_HEADER_SIZE + RNDIS_PACKET_SIZE;
+
+/// Bytes of a PPI with its 32 bits of content.
+pub const PPI_SIZE: u32 = 16;
+
+/// Bytes of a PPI before its content.
+const PPI_HEADER_SIZE: u32 = 12;
+
+/// Bytes that [`PacketHeader::write`] writes at most: room for all five PPIs.
+pub const MAX_HEADER_SIZE: u32 = FIXED_SIZE + 5 * PPI_SIZE;
+
+/// Bytes of an Ethernet header: no frame is shorter.
+pub const ETHERNET_HEADER_SIZE: u32 = 14;
+
+/// Type of the message (`RNDIS_MSG_PACKET`).
+pub const RNDIS_MSG_PACKET: u32 = 1;
+
+/// PPIs of one packet at most. Real ones have at most five; a host that sends thousands of empty ones would keep
+/// a processor busy for nothing.
+pub const MAX_PPIS: u32 = 16;
+
+open_enum! {
+    /// What a PPI holds (`enum ndis_per_pkt_info_type`; that of NDIS 5, with additions).
+    pub struct PpiType(u32) {
+        /// [`TxChecksum`] or [`RxChecksum`].
+        CHECKSUM = 0,
+        /// IPsec.
+        IPSEC = 1,
+        /// [`LargeSend`].
+        LARGE_SEND = 2,
+        /// Classification handle.
+        CLASSIFICATION = 3,
+        /// List of fragments.
+        SG_LIST = 5,
+        /// [`Vlan`].
+        VLAN = 6,
+        /// Original packet.
+        ORIGINAL_PACKET = 7,
+        /// The hash of receive-side scaling, in either direction (once the id to cancel a packet).
+        HASH = 8,
+        /// Original list.
+        ORIGINAL_LIST = 9,
+        /// Cached list.
+        CACHED_LIST = 10,
+        /// Padding of short packets.
+        SHORT_PADDING = 11,
+        /// [`PacketId`]. Bit 31 tells the types that Hyper-V has added from those of NDIS
+        /// (`struct rndis_per_packet_info`, `internal`).
+        PACKET_ID = INTERNAL | 1,
+    }
+}
+
+/// See [`PpiType::PACKET_ID`].
+const INTERNAL: u32 = 1 << 31;
+
+/// What the host is to do about checksums (`struct ndis_tcp_ip_checksum_info`, `transmit`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct TxChecksum(pub u32);
+
+impl TxChecksum {
+    /// The packet is IPv4.
+    pub const IPV4: u32 = 1 << 0;
+    /// The packet is IPv6.
+    pub const IPV6: u32 = 1 << 1;
+    /// Fill in the TCP checksum.
+    pub const TCP: u32 = 1 << 2;
+    /// Fill in the UDP checksum.
+    pub const UDP: u32 = 1 << 3;
+    /// Fill in the checksum of the IPv4 header.
+    pub const IP_HEADER: u32 = 1 << 4;
+
+    /// `flags` with the offset of the TCP or UDP header in the frame (10 bits).
+    #[inline]
+    #[must_use]
+    pub const fn new(flags: u32, transport_offset: u32) -> Self {
+        Self(flags | ((transport_offset & 0x3ff) << 16))
+    }
+
+    /// Whether all of `flags` are set.
+    #[inline]
+    #[must_use]
+    pub const fn has(self, flags: u32) -> bool {
+        self.0 & flags == flags
+    }
+
+    /// Where the TCP or UDP header starts in the frame; 0 when the sender does not say.
+    #[inline]
+    #[must_use]
+    pub const fn transport_offset(self) -> u32 {
+        (self.0 >> 16) & 0x3ff
+    }
+}
+
+/// What the host found about checksums (`struct ndis_tcp_ip_checksum_info`, `receive`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct RxChecksum(pub u32);
+
+impl RxChecksum {
+    /// The TCP checksum is wrong.
+    pub const TCP_FAILED: u32 = 1 << 0;
+    /// The UDP checksum is wrong.
+    pub const UDP_FAILED: u32 = 1 << 1;
+    /// The checksum of the IPv4 header is wrong.
+    pub const IP_FAILED: u32 = 1 << 2;
+    /// The TCP checksum is right.
+    pub const TCP_SUCCEEDED: u32 = 1 << 3;
+    /// The UDP checksum is right.
+    pub const UDP_SUCCEEDED: u32 = 1 << 4;
+    /// The checksum of the IPv4 header is right.
+    pub const IP_SUCCEEDED: u32 = 1 << 5;
+    /// The guest's own packet.
+    pub const LOOPBACK: u32 = 1 << 6;
+    /// The TCP checksum is not filled in (a coalesced segment, or one that never left the machine).
+    pub const TCP_VALUE_INVALID: u32 = 1 << 7;
+    /// The checksum of the IPv4 header is not filled in.
+    pub const IP_VALUE_INVALID: u32 = 1 << 8;
+
+    /// Whether any of `flags` is set.
+    #[inline]
+    #[must_use]
+    pub const fn any(self, flags: u32) -> bool {
+        self.0 & flags != 0
+    }
+}
+
+/// A TCP segment to cut up (`struct ndis_tcp_lso_info`, `lso_v2_transmit`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct LargeSend(pub u32);
+
+impl LargeSend {
+    const V2: u32 = 1 << 30;
+    const IS_IPV6: u32 = 1 << 31;
+
+    /// A segment with the TCP header at `tcp_offset` in the frame (10 bits), to be cut into pieces of `mss` bytes
+    /// (20 bits).
+    #[inline]
+    #[must_use]
+    pub const fn new(ipv6: bool, mss: u32, tcp_offset: u32) -> Self {
+        let version = if ipv6 { Self::IS_IPV6 } else { 0 };
+        Self((mss & 0xf_ffff) | ((tcp_offset & 0x3ff) << 20) | Self::V2 | version)
+    }
+
+    /// Bytes of TCP payload of each piece.
+    #[inline]
+    #[must_use]
+    pub const fn mss(self) -> u32 {
+        self.0 & 0xf_ffff
+    }
+
+    /// Where the TCP header starts in the frame.
+    #[inline]
+    #[must_use]
+    pub const fn tcp_offset(self) -> u32 {
+        (self.0 >> 20) & 0x3ff
+    }
+
+    /// Whether this is version 2 of the offload, the only one there is today.
+    #[inline]
+    #[must_use]
+    pub const fn is_v2(self) -> bool {
+        self.0 & Self::V2 != 0
+    }
+
+    /// Whether the packet is IPv6, else IPv4.
+    #[inline]
+    #[must_use]
+    pub const fn is_ipv6(self) -> bool {
+        self.0 & Self::IS_IPV6 != 0
+    }
+}
+
+/// A VLAN tag (`struct ndis_pkt_8021q_info`). Not laid out as in the frame: there the priority comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct Vlan(pub u32);
+
+impl Vlan {
+    /// From the tag control information of a frame: priority, DEI, id from the highest bit on.
+    #[inline]
+    #[must_use]
+    pub const fn from_tci(tci: u16) -> Self {
+        let tci = tci as u32;
+        Self((tci >> 13) | ((tci >> 9) & 8) | ((tci & 0xfff) << 4))
+    }
+
+    /// As the tag control information of a frame.
+    #[inline]
+    #[must_use]
+    pub const fn tci(self) -> u16 {
+        (((self.0 & 7) << 13) | ((self.0 & 8) << 9) | ((self.0 >> 4) & 0xfff)) as u16
+    }
+
+    /// The VLAN's id.
+    #[inline]
+    #[must_use]
+    pub const fn id(self) -> u16 {
+        ((self.0 >> 4) & 0xfff) as u16
+    }
+}
+
+/// Which part of a coalesced segment a packet carries (`struct rndis_pktinfo_id`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct PacketId(pub u32);
+
+impl PacketId {
+    const VERSION_1: u32 = 1;
+    const PART: u32 = 1 << 8;
+    const FIRST: u32 = 1 << 9;
+    const LAST: u32 = 1 << 10;
+
+    /// A part of the segment `id`.
+    #[must_use]
+    pub const fn part(id: u16, first: bool, last: bool) -> Self {
+        let first = if first { Self::FIRST } else { 0 };
+        let last = if last { Self::LAST } else { 0 };
+        Self(Self::VERSION_1 | Self::PART | first | last | ((id as u32) << 16))
+    }
+
+    /// Whether the packet is part of a segment that several packets carry (`RNDIS_PKTINFO_SUBALLOC`).
+    #[inline]
+    #[must_use]
+    pub const fn is_part(self) -> bool {
+        self.0 & Self::PART != 0
+    }
+
+    /// Whether it is the first.
+    #[inline]
+    #[must_use]
+    pub const fn is_first(self) -> bool {
+        self.0 & Self::FIRST != 0
+    }
+
+    /// Whether it is the last.
+    #[inline]
+    #[must_use]
+    pub const fn is_last(self) -> bool {
+        self.0 & Self::LAST != 0
+    }
+
+    /// The segment.
+    #[must_use]
+    pub const fn id(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+}
+
+/// The PPIs of a packet. Of a type that comes twice the first counts, as with Linux.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct PacketInfo {
+    present: u32,
+    checksum: u32,
+    large_send: u32,
+    vlan: u32,
+    hash: u32,
+    id: u32,
+}
+
+const HAS_CHECKSUM: u32 = 1 << 0;
+const HAS_LARGE_SEND: u32 = 1 << 1;
+const HAS_VLAN: u32 = 1 << 2;
+const HAS_HASH: u32 = 1 << 3;
+const HAS_ID: u32 = 1 << 4;
+
+macro_rules! info_accessors {
+    ($( $(#[$meta:meta])* $flag:ident, $field:ident, $set:ident: $t:ident; )*) => {
+        $(
+            $(#[$meta])*
+            #[inline]
+            #[must_use]
+            pub const fn $field(&self) -> Option<$t> {
+                if self.present & $flag != 0 {
+                    Some($t(self.$field))
+                } else {
+                    None
+                }
+            }
+
+            /// Sets what the method of that name returns.
+            #[inline]
+            pub fn $set(&mut self, value: $t) {
+                self.present |= $flag;
+                self.$field = value.0;
+            }
+        )*
+    };
+}
+
+impl PacketInfo {
+    /// No PPI.
+    pub const NONE: Self = Self {
+        present: 0,
+        checksum: 0,
+        large_send: 0,
+        vlan: 0,
+        hash: 0,
+        id: 0,
+    };
+
+    info_accessors! {
+        /// A segment to cut up; guest to host.
+        HAS_LARGE_SEND, large_send, set_large_send: LargeSend;
+        /// The VLAN tag, which the frame does not hold.
+        HAS_VLAN, vlan, set_vlan: Vlan;
+        /// Part of a segment; host to guest.
+        HAS_ID, id, set_id: PacketId;
+    }
+
+    /// What to do about checksums; guest to host.
+    #[inline]
+    #[must_use]
+    pub const fn tx_checksum(&self) -> Option<TxChecksum> {
+        if self.present & HAS_CHECKSUM != 0 {
+            Some(TxChecksum(self.checksum))
+        } else {
+            None
+        }
+    }
+
+    /// What was found about checksums; host to guest.
+    #[inline]
+    #[must_use]
+    pub const fn rx_checksum(&self) -> Option<RxChecksum> {
+        if self.present & HAS_CHECKSUM != 0 {
+            Some(RxChecksum(self.checksum))
+        } else {
+            None
+        }
+    }
+
+    /// Sets [`tx_checksum`](Self::tx_checksum).
+    #[inline]
+    pub fn set_tx_checksum(&mut self, checksum: TxChecksum) {
+        self.present |= HAS_CHECKSUM;
+        self.checksum = checksum.0;
+    }
+
+    /// Sets [`rx_checksum`](Self::rx_checksum).
+    #[inline]
+    pub fn set_rx_checksum(&mut self, checksum: RxChecksum) {
+        self.present |= HAS_CHECKSUM;
+        self.checksum = checksum.0;
+    }
+
+    /// The hash that chose the queue.
+    #[inline]
+    #[must_use]
+    pub const fn hash(&self) -> Option<u32> {
+        if self.present & HAS_HASH != 0 {
+            Some(self.hash)
+        } else {
+            None
+        }
+    }
+
+    /// Sets [`hash`](Self::hash).
+    #[inline]
+    pub fn set_hash(&mut self, hash: u32) {
+        self.present |= HAS_HASH;
+        self.hash = hash;
+    }
+
+    /// Bytes of the PPIs.
+    #[inline]
+    #[must_use]
+    pub const fn size(&self) -> u32 {
+        // At most five.
+        self.present.count_ones().wrapping_mul(PPI_SIZE)
+    }
+
+    #[inline]
+    fn take(&mut self, ppi_type: PpiType, value: u32) {
+        let (flag, field) = match ppi_type {
+            PpiType::CHECKSUM => (HAS_CHECKSUM, &mut self.checksum),
+            PpiType::LARGE_SEND => (HAS_LARGE_SEND, &mut self.large_send),
+            PpiType::VLAN => (HAS_VLAN, &mut self.vlan),
+            PpiType::HASH => (HAS_HASH, &mut self.hash),
+            PpiType::PACKET_ID => (HAS_ID, &mut self.id),
+            // Others say nothing to us.
+            _ => return,
+        };
+        if self.present & flag == 0 {
+            self.present |= flag;
+            *field = value;
+        }
+    }
+}
+
+impl fmt::Debug for PacketInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut map = f.debug_map();
+        for (flag, name, value) in [
+            (HAS_CHECKSUM, "checksum", self.checksum),
+            (HAS_LARGE_SEND, "large_send", self.large_send),
+            (HAS_VLAN, "vlan", self.vlan),
+            (HAS_HASH, "hash", self.hash),
+            (HAS_ID, "id", self.id),
+        ] {
+            if self.present & flag != 0 {
+                map.entry(&name, &format_args!("{value:#x}"));
+            }
+        }
+        map.finish()
+    }
+}
+
+/// A message in memory that the peer can write at any time. Each call copies bytes out; a reader that copies each
+/// byte once cannot be fooled by a peer that changes them in between.
+pub trait MessageMemory {
+    /// `N` words from `offset` bytes within the message, which need not be a multiple of 8. `None` unless all of them lie
+    /// in the message.
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u64; N]>;
+}
+
+impl MessageMemory for [u8] {
+    #[inline]
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u64; N]> {
+        let mut words = [0; N];
+        let mut rest = self.get(offset as usize..)?;
+        for word in &mut words {
+            let (chunk, after) = rest.split_first_chunk::<8>()?;
+            *word = u64::from_le_bytes(*chunk);
+            rest = after;
+        }
+        Some(words)
+    }
+}
+
+/// Who reads a message: the sides trust lengths differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receiver {
+    /// A guest: one message per range of the receive buffer, and the range is the bound, as with Linux
+    /// (`rndis_filter.c`, `rndis_filter_receive_data`).
+    Guest,
+    /// A host: messages may follow each other, so each is bound by its length. Out-of-band data and virtual
+    /// connections are refused (OpenVMM `netvsp`, `handle_rndis_packet_message`).
+    Host,
+}
+
+/// Why an RNDIS message carries no frame. Drop it and count. One variant per cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadPacket {
+    /// Too short for the headers and an Ethernet header.
+    TooShort {
+        /// Bytes there are.
+        len: u32,
+    },
+    /// Not RNDIS_MSG_PACKET.
+    Type(u32),
+    /// The message claims to be longer than the memory it is in, or shorter than its headers.
+    Length {
+        /// Claimed.
+        claimed: u32,
+        /// Bytes there are.
+        available: u32,
+    },
+    /// The frame starts within the headers or does not lie in the message.
+    Data {
+        /// Where it starts, from byte 8.
+        offset: u32,
+        /// Bytes.
+        len: u32,
+    },
+    /// The frame has no Ethernet header.
+    ShortFrame {
+        /// Bytes.
+        len: u32,
+    },
+    /// The PPIs start within the headers or do not lie in the message.
+    PpiList {
+        /// Where they start, from byte 8.
+        offset: u32,
+        /// Bytes.
+        len: u32,
+    },
+    /// A PPI is smaller than its header or goes beyond the list.
+    PpiSize {
+        /// Bytes claimed.
+        size: u32,
+        /// Bytes left in the list.
+        left: u32,
+    },
+    /// A PPI's content does not lie in it.
+    PpiOffset {
+        /// Where it starts, from the PPI's start.
+        offset: u32,
+        /// Bytes of the PPI.
+        size: u32,
+    },
+    /// More than [`MAX_PPIS`].
+    TooManyPpis,
+    /// Out-of-band data or a virtual connection, which Ethernet has not.
+    OutOfBand,
+}
+
+impl fmt::Display for BadPacket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooShort { len } => write!(f, "RNDIS packet of {len} bytes"),
+            Self::Type(message_type) => {
+                write!(f, "RNDIS message {message_type:#x} in place of a packet")
+            }
+            Self::Length { claimed, available } => {
+                write!(f, "RNDIS packet of length {claimed} in {available} bytes")
+            }
+            Self::Data { offset, len } => write!(f, "frame of {len} bytes at {offset}"),
+            Self::ShortFrame { len } => write!(f, "frame of {len} bytes"),
+            Self::PpiList { offset, len } => {
+                write!(f, "per-packet information of {len} bytes at {offset}")
+            }
+            Self::PpiSize { size, left } => {
+                write!(f, "per-packet information of size {size} in {left} bytes")
+            }
+            Self::PpiOffset { offset, size } => {
+                write!(f, "content at {offset} of information of size {size}")
+            }
+            Self::TooManyPpis => write!(f, "more than {MAX_PPIS} per-packet informations"),
+            Self::OutOfBand => f.write_str("out-of-band data or virtual connection"),
+        }
+    }
+}
+
+impl core::error::Error for BadPacket {}
+
+/// A frame in an RNDIS message: where it is and what comes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceivedPacket {
+    /// Where the frame starts, from the message's first byte.
+    pub data_offset: u32,
+    /// Bytes of the frame: at least an Ethernet header. They lie in the message.
+    pub data_len: u32,
+    /// Bytes of the message; where the next one starts, when several follow each other.
+    pub message_len: u32,
+    /// Its PPIs.
+    pub info: PacketInfo,
+}
+
+#[inline]
+const fn low(word: u64) -> u32 {
+    word as u32
+}
+
+#[inline]
+const fn high(word: u64) -> u32 {
+    (word >> 32) as u32
+}
+
+impl ReceivedPacket {
+    /// Takes apart and checks the message that starts at `memory`'s first byte, of which `available` bytes may be
+    /// used; `memory` allows no less.
+    ///
+    /// # Errors
+    /// [`BadPacket`].
+    #[inline]
+    pub fn read<M: MessageMemory + ?Sized>(
+        memory: &M,
+        available: u32,
+        receiver: Receiver,
+    ) -> Result<Self, BadPacket> {
+        // The sixth word holds the last field, which means nothing, and the first bytes behind it: a PPI's or the
+        // frame's.
+        const WORDS: usize = 6;
+        if available < FIXED_SIZE.wrapping_add(ETHERNET_HEADER_SIZE) {
+            return Err(BadPacket::TooShort { len: available });
+        }
+        let [kind, data, oob, oob_ppi, ppi_vc, _]: [u64; WORDS] = memory
+            .words(0)
+            .ok_or(BadPacket::TooShort { len: available })?;
+        if low(kind) != RNDIS_MSG_PACKET {
+            return Err(BadPacket::Type(low(kind)));
+        }
+        let message_len = high(kind);
+        if message_len > available || message_len < FIXED_SIZE {
+            return Err(BadPacket::Length {
+                claimed: message_len,
+                available,
+            });
+        }
+        let end = match receiver {
+            Receiver::Guest => available,
+            Receiver::Host => {
+                if oob != 0 || low(oob_ppi) != 0 || high(ppi_vc) != 0 {
+                    return Err(BadPacket::OutOfBand);
+                }
+                message_len
+            }
+        }
+        // At least 44, from the checks above.
+        .wrapping_sub(RNDIS_HEADER_SIZE);
+
+        let (offset, len) = (low(data), high(data));
+        if offset < RNDIS_PACKET_SIZE || offset > end || len > end.wrapping_sub(offset) {
+            return Err(BadPacket::Data { offset, len });
+        }
+        if len < ETHERNET_HEADER_SIZE {
+            return Err(BadPacket::ShortFrame { len });
+        }
+        let mut packet = Self {
+            // Both are at most `end`, to which the header has just been added again.
+            data_offset: offset.wrapping_add(RNDIS_HEADER_SIZE),
+            data_len: len,
+            message_len,
+            info: PacketInfo::NONE,
+        };
+        let (ppi_offset, ppi_len) = (high(oob_ppi), low(ppi_vc));
+        // A list of no bytes may be said to start anywhere: Linux says 36.
+        if ppi_len != 0 && ppi_offset != 0 {
+            if ppi_offset < RNDIS_PACKET_SIZE
+                || ppi_offset > end
+                || ppi_len > end.wrapping_sub(ppi_offset)
+            {
+                return Err(BadPacket::PpiList {
+                    offset: ppi_offset,
+                    len: ppi_len,
+                });
+            }
+            packet.info = read_ppis(memory, ppi_offset.wrapping_add(RNDIS_HEADER_SIZE), ppi_len)?;
+        }
+        Ok(packet)
+    }
+}
+
+/// Reads the `len` bytes of PPIs at `at`; they lie in the message.
+#[inline]
+fn read_ppis<M: MessageMemory + ?Sized>(
+    memory: &M,
+    mut at: u32,
+    len: u32,
+) -> Result<PacketInfo, BadPacket> {
+    let mut info = PacketInfo::NONE;
+    let mut left = len;
+    for _ in 0..MAX_PPIS {
+        if left == 0 {
+            return Ok(info);
+        }
+        // One with no content at the very end of a message cannot be read so; nobody sends that.
+        let truncated = BadPacket::PpiSize { size: 0, left };
+        if left < PPI_HEADER_SIZE {
+            return Err(truncated);
+        }
+        let [size_type, offset_value] = memory.words::<2>(at).ok_or(truncated)?;
+        let (size, ppi_type) = (low(size_type), PpiType(high(size_type)));
+        let offset = low(offset_value);
+        if size < PPI_HEADER_SIZE || size > left {
+            return Err(BadPacket::PpiSize { size, left });
+        }
+        if offset > size {
+            return Err(BadPacket::PpiOffset { offset, size });
+        }
+        if offset == PPI_HEADER_SIZE && size >= PPI_SIZE {
+            info.take(ppi_type, high(offset_value));
+        } else {
+            info = read_odd_ppi(memory, at, size, ppi_type, offset, info)?;
+        }
+        // Within the list: size is at most left.
+        left = left.wrapping_sub(size);
+        at = at.wrapping_add(size);
+    }
+    if left == 0 {
+        Ok(info)
+    } else {
+        Err(BadPacket::TooManyPpis)
+    }
+}
+
+/// A PPI whose content lies elsewhere than right behind its header, or is not of 4 bytes.
+#[cold]
+fn read_odd_ppi<M: MessageMemory + ?Sized>(
+    memory: &M,
+    at: u32,
+    size: u32,
+    ppi_type: PpiType,
+    offset: u32,
+    mut info: PacketInfo,
+) -> Result<PacketInfo, BadPacket> {
+    let bad_offset = BadPacket::PpiOffset { offset, size };
+    let known = matches!(
+        ppi_type,
+        PpiType::CHECKSUM
+            | PpiType::LARGE_SEND
+            | PpiType::VLAN
+            | PpiType::HASH
+            | PpiType::PACKET_ID
+    );
+    if !known {
+        return Ok(info);
+    }
+    // `offset` is at most `size`.
+    if offset < PPI_HEADER_SIZE || size.wrapping_sub(offset) < 4 {
+        return Err(bad_offset);
+    }
+    // The four bytes before the content belong to the same PPI, so these eight lie in the message.
+    let [word] = memory
+        .words::<1>(at.wrapping_add(offset).wrapping_sub(4))
+        .ok_or(bad_offset)?;
+    info.take(ppi_type, high(word));
+    Ok(info)
+}
+
+/// Takes words in ascending order: a send section, the room before a frame's data, a vector.
+pub trait WordSink {
+    /// The next eight bytes, little-endian.
+    fn put_u64(&mut self, word: u64);
+    /// The next four bytes, little-endian.
+    fn put_u32(&mut self, word: u32);
+}
+
+/// A sink for tests and for hosts, which check the size themselves. What does not fit is dropped.
+#[derive(Debug)]
+pub struct SliceSink<'a>(pub &'a mut [u8]);
+
+impl SliceSink<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        let rest = core::mem::take(&mut self.0);
+        if let Some((to, after)) = rest.split_at_mut_checked(bytes.len()) {
+            to.copy_from_slice(bytes);
+            self.0 = after;
+        }
+    }
+}
+
+impl WordSink for SliceSink<'_> {
+    fn put_u64(&mut self, word: u64) {
+        self.put(&word.to_le_bytes());
+    }
+
+    fn put_u32(&mut self, word: u32) {
+        self.put(&word.to_le_bytes());
+    }
+}
+
+/// The headers of a message to send: the frame follows them at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketHeader {
+    /// Bytes of the frame.
+    pub data_len: u32,
+    /// Bytes of padding after the frame. Messages that others follow are padded to the alignment that the host asks
+    /// for (`netvsc.c`, `netvsc_copy_to_send_buf`).
+    pub padding: u32,
+    /// PPIs.
+    pub info: PacketInfo,
+}
+
+impl PacketHeader {
+    /// Bytes that [`write`](Self::write) writes; where the frame starts. At most [`MAX_HEADER_SIZE`].
+    #[inline]
+    #[must_use]
+    pub const fn size(&self) -> u32 {
+        // At most 44 + 80.
+        FIXED_SIZE.wrapping_add(self.info.size())
+    }
+
+    /// Bytes of the whole message.
+    #[inline]
+    #[must_use]
+    pub const fn message_len(&self) -> u32 {
+        self.size()
+            .saturating_add(self.data_len)
+            .saturating_add(self.padding)
+    }
+
+    /// Writes the headers, [`size`](Self::size) bytes, in the order of Linux: hash, VLAN, large send, checksum; then a
+    /// host's packet id.
+    #[inline]
+    pub fn write(&self, sink: &mut impl WordSink) {
+        let info = &self.info;
+        let ppi_len = info.size();
+        let pair = |low: u32, high: u32| u64::from(low) | (u64::from(high) << 32);
+        sink.put_u64(pair(RNDIS_MSG_PACKET, self.message_len()));
+        // Where the frame starts (from byte 8) and its size; no out-of-band data.
+        sink.put_u64(pair(RNDIS_PACKET_SIZE.wrapping_add(ppi_len), self.data_len));
+        sink.put_u64(0);
+        sink.put_u64(pair(0, RNDIS_PACKET_SIZE));
+        sink.put_u64(pair(ppi_len, 0));
+        sink.put_u32(0);
+        let mut put = |flag: u32, ppi_type: PpiType, value: u32| {
+            if info.present & flag != 0 {
+                sink.put_u64(pair(PPI_SIZE, ppi_type.0));
+                sink.put_u64(pair(PPI_HEADER_SIZE, value));
+            }
+        };
+        put(HAS_HASH, PpiType::HASH, info.hash);
+        put(HAS_VLAN, PpiType::VLAN, info.vlan);
+        put(HAS_LARGE_SEND, PpiType::LARGE_SEND, info.large_send);
+        put(HAS_CHECKSUM, PpiType::CHECKSUM, info.checksum);
+        put(HAS_ID, PpiType::PACKET_ID, info.id);
+    }
+}

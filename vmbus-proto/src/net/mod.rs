@@ -29,16 +29,19 @@
 //! | [`rndis`] | the other RNDIS messages, OIDs, status codes |
 //! | [`offload`] | what OIDs about checksum, LSO and RSC carry |
 //! | [`rss`] | receive-side scaling: parameters, Toeplitz hash |
+//! | [`client`], [`setup`] | the guest's side: NVSP, then RNDIS |
 //!
 //! Source: Linux `drivers/net/hyperv/hyperv_net.h` ("hyperv_net.h" below; `netvsc.c`, `rndis_filter.c` and
 //! `netvsc_drv.c` beside it), `include/linux/rndis.h`, OpenVMM `netvsp` (`protocol.rs`, `rndisprot.rs`),
 //! Microsoft's \[MS-RNDIS\] and the NDIS reference (`ntddndis.h`). Microsoft publishes no text about NVSP.
 
+pub mod client;
 pub mod nvsp;
 pub mod offload;
 pub mod packet;
 pub mod rndis;
 pub mod rss;
+pub mod setup;
 
 #[cfg(test)]
 mod tests;

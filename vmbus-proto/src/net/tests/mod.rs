@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 
+mod handshake;
 mod messages;
 mod packets;

@@ -30,9 +30,9 @@ pub fn scenarios() -> Vec<Scenario> {
 const WRITER: &str = "\
 set -e
 cd /var/lib; mkdir -p hv; cd hv
-i=$(ls | grep -c '^data' || true)
+i=$(ls | sed -n s/^data//p | sort -n | tail -n 1)
 while :; do
-    i=$((i + 1))
+    i=$((${i:-0} + 1))
     head -c $((4096 + i * 7919 % 300000)) /dev/urandom > data$i
     sync data$i
     sha256sum data$i >> sums; sync sums; sync .
@@ -151,7 +151,7 @@ fn write(vm: &Vm, files: u32) -> Result<u64> {
         timeout_ms: SYSTEM_LIMIT.as_millis() as u64,
     })?;
     let first: u64 = vm
-        .sh("ls /var/lib/hv 2>/dev/null | grep -c '^data' || true")?
+        .sh("{ echo 0; ls /var/lib/hv 2>/dev/null | sed -n s/^data//p; } | sort -n | tail -n 1")?
         .trim()
         .parse()?;
     let wanted = first + u64::from(files);

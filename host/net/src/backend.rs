@@ -4,6 +4,9 @@
 
 use std::sync::Arc;
 
+use crate::stream::{Peer, Stream};
+use crate::Link;
+
 /// Called by a back end, from any thread, when [`Backend::receive`] may have a frame again, when [`Backend::send`] may
 /// have room again, or when the link changed.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
@@ -84,15 +87,60 @@ impl Backend for None {
     }
 }
 
+/// Takes every frame and brings none.
+#[derive(Debug, Default)]
+pub struct Sink {
+    frames: u64,
+    bytes: u64,
+}
+
+impl Backend for Sink {
+    fn start(&mut self, _waker: Waker) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn send(&mut self, frame: &[u8]) -> Sent {
+        self.frames += 1;
+        self.bytes += frame.len() as u64;
+        Sent::Taken
+    }
+
+    fn receive(&mut self, _frame: &mut Vec<u8>) -> bool {
+        false
+    }
+
+    fn info(&self) -> BackendInfo {
+        BackendInfo {
+            kind: "sink".into(),
+            counters: vec![("frames", self.frames), ("bytes", self.bytes)],
+        }
+    }
+}
+
 /// Makes the back end that `text`, `KIND[;ARGUMENT…]`, names.
 ///
 /// # Errors
 /// A sentence for the user.
 pub fn open(text: &str) -> Result<Box<dyn Backend>, String> {
     let (kind, rest) = text.split_once(';').unwrap_or((text, ""));
+    let stream = |peer| match Stream::new(peer) {
+        Ok(stream) => Ok(Box::new(stream) as Box<dyn Backend>),
+        Err(e) => Err(e.to_string()),
+    };
     match (kind, rest) {
         ("none", "") => Ok(Box::new(None)),
+        ("sink", "") => Ok(Box::<Sink>::default()),
         ("echo", "") => Ok(Box::<crate::Echo>::default()),
-        _ => Err(format!("back end '{text}': expected echo or none")),
+        ("passt", _) => {
+            let arguments = rest.split(';').filter(|argument| !argument.is_empty());
+            stream(Peer::Passt(arguments.map(String::from).collect()))
+        }
+        ("connect" | "listen" | "link", "") => Err(format!("back end '{text}': {kind};NAME")),
+        ("connect", path) => stream(Peer::Connect(path.into())),
+        ("listen", path) => stream(Peer::Listen(path.into())),
+        ("link", name) => Ok(Box::new(Link::new(name)?)),
+        _ => Err(format!(
+            "back end '{text}': expected connect;PATH, listen;PATH, passt[;ARGUMENT…], link;NAME, echo, sink or none"
+        )),
     }
 }

@@ -5,6 +5,11 @@
 
 mod backend;
 mod echo;
+mod link;
+mod passt;
+mod stream;
 
-pub use backend::{open, Backend, BackendInfo, None, Sent, Waker};
+pub use backend::{open, Backend, BackendInfo, None, Sent, Sink, Waker};
 pub use echo::Echo;
+pub use link::Link;
+pub use stream::{Peer, Stream, MAX_FRAME};

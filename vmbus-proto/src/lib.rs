@@ -16,7 +16,7 @@
 //! | [`packet`], [`range`], [`ring`] | ring packets and the ring algorithm, for both sides |
 //! | [`connection`], [`channel`] | the client's state machines |
 //! | [`util`] | small decisions and tables shared by several modules |
-//! | [`ic`] | integration components: heartbeat, shutdown, timesync |
+//! | [`ic`] | integration components: heartbeat, shutdown, timesync, KVP, VSS, file copy |
 //! | [`net`] | network: the synthetic adapter, NVSP and RNDIS |
 //! | [`storvsc`] | storage: SCSI, IDE and Fibre Channel controllers |
 //!

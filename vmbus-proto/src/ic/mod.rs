@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 
-//! Integration components (IC): heartbeat, guest shutdown, time synchronisation.
+//! Integration components (IC): heartbeat, guest shutdown, time synchronisation, key-value pairs, backup, file copy.
 //!
 //! An IC is a VMBus channel in message pipe mode. The host asks, the guest answers each request with one message of the
 //! same length: the request itself, with the response flag, a status and the service's own result written into it. The
@@ -27,13 +27,20 @@ use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+pub mod fcopy;
+pub mod field;
 pub mod heartbeat;
+pub mod kvp;
 pub mod negotiate;
 pub mod shutdown;
+pub mod text;
 pub mod timesync;
+pub mod vss;
 
 pub use negotiate::{Negotiated, Session};
 
+#[cfg(test)]
+mod exchange_tests;
 #[cfg(test)]
 mod tests;
 
@@ -193,6 +200,16 @@ impl Status {
     pub const NO_MORE_ITEMS: Self = Self::new(0x8007_0103);
     /// Not supported (Linux: `HV_ERROR_NOT_SUPPORTED`).
     pub const NOT_SUPPORTED: Self = Self::new(0x8007_0032);
+    /// The disk is full (Linux: `HV_ERROR_DISK_FULL`).
+    pub const DISK_FULL: Self = Self::new(0x8007_0070);
+    /// There is such a file already (Linux: `HV_ERROR_ALREADY_EXISTS`).
+    pub const ALREADY_EXISTS: Self = Self::new(0x8007_0050);
+    /// No such adapter (Linux: `HV_GUID_NOTFOUND`).
+    pub const GUID_NOT_FOUND: Self = Self::new(0x8004_1002);
+    /// A field of the request is out of range (Linux: `HV_INVALIDARG`).
+    pub const INVALID_ARGUMENT: Self = Self::new(0x8007_0057);
+    /// Nobody in the guest serves the request (Linux: `HV_ERROR_DEVICE_NOT_CONNECTED`).
+    pub const NOT_CONNECTED: Self = Self::new(0x8007_048f);
 
     /// The status with code `raw`.
     pub const fn new(raw: u32) -> Self {

@@ -29,8 +29,10 @@ pub struct DeviceMessage {
     head: U32,
     /// By operation: [`Pair`]; a size and a key; an index and a [`Pair`]; [`IpFields`]; the driver's version. Text is UTF-8.
     body: IpFields,
+    /// Zero. In C the body is a union that is aligned to 4 bytes, since `struct hv_kvp_msg_delete` is not packed.
+    padding: [u8; 2],
 }
-assert_layout!(DeviceMessage, size = 7430, head = 0, body = 4);
+assert_layout!(DeviceMessage, size = 7432, head = 0, body = 4);
 
 impl Default for DeviceMessage {
     /// All zeros.

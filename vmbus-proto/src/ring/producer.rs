@@ -13,6 +13,8 @@ use crate::packet::{
 use crate::range::GpaRangeHeader;
 use zerocopy::IntoBytes;
 
+mod words;
+
 /// Writes packets into a ring.
 ///
 /// Packets are written one by one and become visible together with [`commit`](Self::commit), which

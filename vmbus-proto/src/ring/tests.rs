@@ -6,6 +6,7 @@ mod attacks;
 mod model;
 mod short;
 mod signals;
+mod words;
 
 use core::sync::atomic::{fence, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
 /// A ring whose indexes are `start` bytes in.
-fn pair_at(start: u32) -> (Arc<TestRing>, Tx, Rx) {
+pub fn pair_at(start: u32) -> (Arc<TestRing>, Tx, Rx) {
     let (ring, mut tx, mut rx) = pair(4096);
     let mut left = start;
     while left > 0 {

@@ -304,7 +304,7 @@ fn start(plugin: &'static Plugin) -> Result<Host, String> {
             max_version: plugin.args.vmbus.unwrap_or(defaults.max_version),
             control: plugin.args.control.clone(),
             devices: plugin.args.devices.clone().unwrap_or(defaults.devices),
-            makers: vec![hv_storvsp::make],
+            makers: vec![hv_storvsp::make, hv_netvsp::make],
             set_log_level: plugin.set_log_level.lock().take(),
         },
         hypervisor.clone(),

@@ -41,6 +41,7 @@ pub mod offload;
 pub mod packet;
 pub mod rndis;
 pub mod rss;
+pub mod server;
 pub mod setup;
 
 #[cfg(test)]

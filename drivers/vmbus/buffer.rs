@@ -11,6 +11,7 @@ use vmbus_proto::{
     channel::Action,
     gpadl::{Building, CreateError, Gpadl, GpadlMessages, Live, TearingDown, MAX_PAGES},
     msg::{GpadlId, HostMessage, Status},
+    net::packet::{MessageMemory, WordSink},
 };
 
 use crate::{
@@ -268,7 +269,6 @@ impl Buffer {
         }
         answer.is_some()
     }
-
 }
 
 impl Desk {
@@ -402,5 +402,57 @@ impl OutPage {
         // SAFETY: The page is owned; no reference to its contents exists.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_ptr(), bytes.len()) };
         true
+    }
+}
+
+impl MessageMemory for BufferSlice<'_> {
+    #[inline]
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u64; N]> {
+        let part = self.slice(offset as usize, N * 8)?;
+        let mut words = [0u64; N];
+        // SAFETY: Source and destination are of that many bytes. The host may write the source meanwhile: then the copy holds
+        // rubbish. `words` is ours alone, and takes any bytes.
+        unsafe { ptr::copy_nonoverlapping(part.as_ptr(), words.as_mut_ptr().cast::<u8>(), N * 8) };
+        Some(words)
+    }
+}
+
+/// Writes words into a [`BufferSlice`], from its start on. What does not fit is dropped.
+pub struct BufferWriter<'a> {
+    left: BufferSlice<'a>,
+}
+
+impl<'a> BufferWriter<'a> {
+    /// Writes into `to`.
+    #[inline]
+    pub fn new(to: BufferSlice<'a>) -> Self {
+        Self { left: to }
+    }
+
+    /// What was not written yet.
+    #[inline]
+    pub fn rest(self) -> BufferSlice<'a> {
+        self.left
+    }
+
+    #[inline]
+    fn put(&mut self, bytes: &[u8]) {
+        if self.left.write(bytes) {
+            if let Some(rest) = self.left.slice(bytes.len(), self.left.len() - bytes.len()) {
+                self.left = rest;
+            }
+        }
+    }
+}
+
+impl WordSink for BufferWriter<'_> {
+    #[inline]
+    fn put_u64(&mut self, word: u64) {
+        self.put(&word.to_le_bytes());
+    }
+
+    #[inline]
+    fn put_u32(&mut self, word: u32) {
+        self.put(&word.to_le_bytes());
     }
 }

@@ -132,6 +132,20 @@ impl RingProducer<'_> {
         self.0.send_in_band(payload, transaction_id, completion)
     }
 
+    /// Writes the completion of the host's packet `transaction_id`, with eight bytes of payload.
+    ///
+    /// # Errors
+    /// See [`Producer::begin`].
+    #[inline]
+    pub fn send_completion_word(
+        &mut self,
+        transaction_id: u64,
+        payload: u64,
+    ) -> Result<(), WriteError> {
+        self.0
+            .send_completion(transaction_id, &payload.to_le_bytes())
+    }
+
     /// See [`Producer::send_gpa_direct_keeping`].
     ///
     /// # Errors
@@ -332,6 +346,35 @@ impl Channel<Offered> {
     where
         H: Handler + 'static,
     {
+        self.try_open(params, handler).map_err(|(e, _)| e)
+    }
+
+    /// As [`open`](Self::open), for who may want to try again.
+    ///
+    /// # Errors
+    /// As there, with the channel.
+    pub fn try_open<H>(
+        self,
+        params: &OpenParams<'_>,
+        handler: impl PinInit<H, Error>,
+    ) -> Result<Channel<Open<H>>, (Error, Self)>
+    where
+        H: Handler + 'static,
+    {
+        match self.open_core(params, handler) {
+            Ok(open) => Ok(self.change(open)),
+            Err(e) => Err((e, self)),
+        }
+    }
+
+    fn open_core<H>(
+        &self,
+        params: &OpenParams<'_>,
+        handler: impl PinInit<H, Error>,
+    ) -> Result<Open<H>>
+    where
+        H: Handler + 'static,
+    {
         params.check()?;
         let handler = KBox::pin_init(handler, GFP_KERNEL)?;
         let callback = Callback {
@@ -342,7 +385,7 @@ impl Channel<Offered> {
             ctx: core::ptr::from_ref(&*handler).cast(),
         };
         let core = self.chan.open(params, callback, self.binding)?;
-        Ok(self.change(Open { core, handler }))
+        Ok(Open { core, handler })
     }
 }
 
@@ -542,6 +585,11 @@ impl Sender<'_> {
         self.core.view(true).data_size()
     }
 
+    /// Bytes that are free in the outgoing ring, about: it changes at any time.
+    pub fn free_bytes(&self) -> u32 {
+        self.ring_size().saturating_sub(self.core.view(true).used())
+    }
+
     /// CPU that the host interrupts for the channel.
     #[inline]
     pub fn target_cpu(&self) -> u32 {
@@ -580,6 +628,11 @@ impl Endpoint {
     #[inline]
     pub fn sender(&self) -> Sender<'_> {
         Sender { core: &self.core }
+    }
+
+    /// Whether both rings are empty at this moment.
+    pub fn is_idle(&self) -> bool {
+        self.core.view(true).used() == 0 && self.core.view(false).used() == 0
     }
 
     /// Takes the receiving side; `None` while it is in use. While it exists the handler is not called, so look with

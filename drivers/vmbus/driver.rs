@@ -100,6 +100,10 @@ pub trait Driver {
     /// Name of the driver in sysfs (`/sys/bus/vmbus/drivers/NAME`).
     const NAME: &'static CStr;
 
+    /// Devices must be probed one after the other, in the order of the host's offers, whatever the user says: for drivers
+    /// whose devices are named by their order.
+    const PROBE_IN_ORDER: bool = false;
+
     /// Classes that the driver is for.
     const ID_TABLE: IdTable<Self::IdInfo>;
 
@@ -251,6 +255,9 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
             (*drv).driver.name = T::NAME.as_ptr().cast();
             (*drv).driver.owner = module.as_ptr();
             (*drv).driver.mod_name = name.as_ptr().cast();
+            if T::PROBE_IN_ORDER {
+                (*drv).driver.probe_type = bindings::probe_type_PROBE_FORCE_SYNCHRONOUS;
+            }
             (*drv).ids = T::ID_TABLE.as_ptr();
             (*drv).dynamic_ids = Some(dynamic_ids);
             (*drv).probe = Some(Self::probe_callback);

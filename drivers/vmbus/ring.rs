@@ -47,6 +47,17 @@ impl RingView {
         unsafe { AtomicU32::from_ptr(self.header.add(word.offset()).cast()) }
     }
 
+    /// Bytes of the data that were written and not read, at most all; the host's index may be anything.
+    pub(crate) fn used(&self) -> u32 {
+        let read = self.load(ControlWord::ReadIndex);
+        let write = self.load(ControlWord::WriteIndex);
+        if write >= read {
+            (write - read).min(self.size)
+        } else {
+            self.size.saturating_sub(read - write)
+        }
+    }
+
     /// Whether `len` bytes from `offset` on are mapped: up to one size beyond the end, by the second mapping.
     #[inline]
     fn covers(&self, offset: u32, len: usize) -> bool {

@@ -221,17 +221,10 @@ fn show_monitor(chan: &Chan, to_host: bool, what: &[u8], out: &mut Formatter<'_>
     }
 }
 
-/// Bytes to read and to write of a ring; the host's index may be anything.
+/// Bytes to read and to write of a ring.
 fn available(ring: &RingView) -> (u32, u32) {
-    let size = ring.data_size();
-    let read = ring.load(ControlWord::ReadIndex);
-    let write = ring.load(ControlWord::WriteIndex);
-    let used = if write >= read {
-        (write - read).min(size)
-    } else {
-        size.saturating_sub(read - write)
-    };
-    (used, size - used)
+    let used = ring.used();
+    (used, ring.data_size() - used)
 }
 
 fn show_ring(chan: &Chan, outgoing: bool, what: &[u8], out: &mut Formatter<'_>) -> Result {

@@ -6,7 +6,11 @@
 //! or even the module is gone. Here the owner waits instead, as C drivers do with `cancel_work_sync()`.
 
 use core::marker::PhantomPinned;
-use kernel::{bindings, container_of, prelude::*, sync::LockClassKey, types::Opaque};
+use kernel::{
+    bindings, container_of, prelude::*, sync::LockClassKey, time::msecs_to_jiffies, types::Opaque,
+};
+
+use super::ffi;
 
 /// What [`Deferred`] runs.
 pub trait Run: Send + Sync + 'static {
@@ -22,7 +26,7 @@ pub struct Deferred<T: Run>(Pin<KBox<Inner<T>>>);
 #[pin_data]
 struct Inner<T> {
     #[pin]
-    work: Opaque<bindings::work_struct>,
+    work: Opaque<bindings::delayed_work>,
     job: T,
     #[pin]
     _pin: PhantomPinned,
@@ -49,13 +53,7 @@ impl<T: Run> Deferred<T> {
                     // SAFETY: `slot` is valid for writing; `name` and `key` live for ever. The function gets only
                     // work items that are in an `Inner<T>`, as this one is.
                     unsafe {
-                        bindings::init_work_with_key(
-                            slot,
-                            Some(run::<T>),
-                            false,
-                            name.as_ptr().cast(),
-                            key,
-                        )
+                        ffi::hv_rs_delayed_work_init(slot, run::<T>, name.as_ptr().cast(), key)
                     }
                 }),
                 job,
@@ -66,14 +64,29 @@ impl<T: Run> Deferred<T> {
         Ok(Self(inner))
     }
 
-    /// Queues the work; false if it was queued already and has not begun. Any context.
+    /// Queues the work, to begin at once; false if it was queued already and has not begun. Any context but NMI.
     pub fn schedule(&self) -> bool {
         // SAFETY: The item was initialised in `new`, is pinned, and stays until `drop` has cancelled it.
-        unsafe {
-            bindings::queue_work_on(
+        !unsafe {
+            bindings::mod_delayed_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as kernel::ffi::c_int,
                 bindings::system_percpu_wq,
                 self.0.work.get(),
+                0,
+            )
+        }
+    }
+
+    /// Queues the work, to begin in `ms` milliseconds; false, with nothing done, if it was queued already and has not begun. Any
+    /// context but NMI.
+    pub fn schedule_after(&self, ms: u32) -> bool {
+        // SAFETY: The item was initialised in `new`, is pinned, and stays until `drop` has cancelled it.
+        unsafe {
+            bindings::queue_delayed_work_on(
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as kernel::ffi::c_int,
+                bindings::system_percpu_wq,
+                self.0.work.get(),
+                msecs_to_jiffies(ms),
             )
         }
     }
@@ -81,7 +94,7 @@ impl<T: Run> Deferred<T> {
     /// Takes the work off the queue, and waits if it runs. May sleep.
     pub fn cancel(&self) {
         // SAFETY: The item was initialised in `new`.
-        unsafe { bindings::cancel_work_sync(self.0.work.get()) };
+        unsafe { bindings::cancel_delayed_work_sync(self.0.work.get()) };
     }
 
     /// The job.
@@ -98,9 +111,11 @@ impl<T: Run> Drop for Deferred<T> {
 
 /// # Safety
 ///
-/// `work` must be the `work` field of an `Inner<T>` that stays valid during the call.
+/// `work` must be the work item of the `work` field of an `Inner<T>` that stays valid during the call.
 unsafe extern "C" fn run<T: Run>(work: *mut bindings::work_struct) {
-    let work = Opaque::cast_from(work);
+    // SAFETY: By the requirement of this function; no more than addresses are computed.
+    let delayed = unsafe { container_of!(work, bindings::delayed_work, work) };
+    let work = Opaque::cast_from(delayed);
     // SAFETY: By the requirement of this function.
     let inner = unsafe { &*container_of!(work, Inner<T>, work) };
     inner.job.run();

@@ -2,7 +2,10 @@
 
 //! The functions of `services/shim.c`. Kept the same as the C side by hand.
 
-use kernel::ffi::{c_char, c_int, c_void};
+use kernel::{
+    bindings,
+    ffi::{c_char, c_int, c_void},
+};
 
 /// `struct hv_rs_ptp` of the shim.
 #[repr(C)]
@@ -13,6 +16,8 @@ pub(super) struct Ptp {
 /// Reads a clock in ns since 1970; 0, or a negative errno.
 pub(super) type PtpRead = unsafe extern "C" fn(data: *const c_void, ns: *mut u64) -> c_int;
 
+// The kernel's types have members without size in some configurations.
+#[allow(improper_ctypes)]
 unsafe extern "C" {
     pub(super) safe fn hv_rs_reference_time() -> u64;
     pub(super) safe fn hv_rs_online_cpus() -> u32;
@@ -26,6 +31,12 @@ unsafe extern "C" {
         data: *const c_void,
     ) -> *mut Ptp;
     pub(super) fn hv_rs_ptp_unregister(ptp: *mut Ptp);
+    pub(super) fn hv_rs_delayed_work_init(
+        work: *mut bindings::delayed_work,
+        function: unsafe extern "C" fn(work: *mut bindings::work_struct),
+        name: *const c_char,
+        key: *mut bindings::lock_class_key,
+    );
     /// `dev` is a `struct device`.
     pub(super) fn hv_rs_uevent(dev: *mut c_void, var: *const c_char) -> c_int;
 }

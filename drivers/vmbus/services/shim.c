@@ -7,11 +7,13 @@
 #include <linux/device.h>
 #include <linux/err.h>
 #include <linux/kobject.h>
+#include <linux/lockdep.h>
 #include <linux/module.h>
 #include <linux/ptp_clock_kernel.h>
 #include <linux/reboot.h>
 #include <linux/slab.h>
 #include <linux/string.h>
+#include <linux/workqueue.h>
 #include <clocksource/hyperv_timer.h>
 #include <asm/mshyperv.h>
 
@@ -43,6 +45,13 @@ void hv_rs_orderly_reboot(void)
 bool hv_rs_can_hibernate(void)
 {
 	return hv_is_hibernation_supported();
+}
+
+void hv_rs_delayed_work_init(struct delayed_work *work, work_func_t function, const char *name, struct lock_class_key *key)
+{
+	INIT_DELAYED_WORK(work, function);
+	/* With the class of the caller. */
+	lockdep_init_map(&work->work.lockdep_map, name, key, 0);
 }
 
 /* Sends a "change" uevent with one more variable. */

@@ -5,7 +5,6 @@
 
 mod backend;
 mod echo;
-pub mod frame;
 mod link;
 mod passt;
 mod stream;

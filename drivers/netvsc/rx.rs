@@ -1,0 +1,575 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What comes from the host: packets received, and completions of those sent.
+//!
+//! A message in the ring names RNDIS messages in the receive buffer. The host may change both at any time: lengths and offsets are
+//! copied, checked and used in the copy, and a frame is copied once, into the packet that the stack gets.
+#![forbid(unsafe_code)]
+
+use core::sync::atomic::Ordering;
+use hv_vmbus::{
+    buffer::{Buffer, BufferSlice},
+    channel::{Endpoint, InRing, PacketType, WriteError},
+    log::Show,
+    ratelimited,
+};
+use kernel::prelude::*;
+use vmbus_proto::net::{
+    nvsp::{
+        rndis_complete_word, MessageType, Notice, NvspStatus, MAX_TABLE_MESSAGE,
+        MAX_TRANSFER_RANGES, RECEIVE_BUFFER_ID,
+    },
+    packet::{BadPacket, PacketInfo, Receiver, RxChecksum, ETHERNET_HEADER_SIZE},
+    rndis::{HostMessage, LinkEvent},
+    ReceivedPacket,
+};
+
+use crate::{
+    net::{
+        packet::{PacketType as Audience, XdpPage},
+        xdp::Verdict,
+        Poll, Poller, RxInfo,
+    },
+    queue::Queue,
+    tx::Note,
+};
+
+/// Completions of received packets that are sent together.
+const COMPLETIONS: usize = 64;
+
+/// Messages taken from the ring in one poll at most, for each packet of the budget: completions of sent packets do not count as such.
+const MESSAGES: u32 = 4;
+
+/// Bytes of the longest RNDIS message that is no frame.
+const MAX_CONTROL: usize = 4096;
+
+/// Bytes of the longest frame that is put together from several: the longest IP packet.
+const MAX_COALESCED: u32 = 65535 + ETHERNET_HEADER_SIZE + 4;
+
+/// A segment that the host hands over in parts, whose frames have been checked.
+struct Coalesced {
+    parts: KVec<(u32, u32)>,
+    bytes: u32,
+    info: PacketInfo,
+}
+
+/// What belongs to the poll.
+pub(crate) struct RxState {
+    /// Transaction ids of received packets that are to be completed, with how it went.
+    completions: KVec<(u64, NvspStatus)>,
+    coalesced: Coalesced,
+    /// Private copies of messages that are no frames.
+    scratch: KVec<u8>,
+    /// What the byte queue limit is to hear of.
+    sent_packets: u32,
+    sent_bytes: u32,
+}
+
+impl RxState {
+    pub(crate) fn new() -> Result<Self> {
+        let mut scratch = KVec::with_capacity(MAX_CONTROL, GFP_KERNEL)?;
+        scratch.resize(MAX_CONTROL, 0, GFP_KERNEL)?;
+        Ok(Self {
+            completions: KVec::with_capacity(COMPLETIONS, GFP_KERNEL)?,
+            coalesced: Coalesced {
+                parts: KVec::with_capacity(MAX_TRANSFER_RANGES, GFP_KERNEL)?,
+                bytes: 0,
+                info: PacketInfo::NONE,
+            },
+            scratch,
+            sent_packets: 0,
+            sent_bytes: 0,
+        })
+    }
+}
+
+impl Coalesced {
+    fn clear(&mut self) {
+        self.parts.clear();
+        self.bytes = 0;
+    }
+
+    /// Adds a part; false when there are too many.
+    fn push(&mut self, offset: u32, len: u32) -> bool {
+        let bytes = self.bytes.saturating_add(len);
+        if bytes > MAX_COALESCED || self.parts.len() >= self.parts.capacity() {
+            return false;
+        }
+        self.bytes = bytes;
+        self.parts.push_within_capacity((offset, len)).is_ok()
+    }
+}
+
+/// What comes of an RNDIS message.
+type Outcome = Result<(), ()>;
+
+impl Poller for Queue {
+    type State = RxState;
+
+    fn poll(&self, state: &mut RxState, napi: &mut Poll<'_>) -> u32 {
+        let budget = napi.budget();
+        let Some(endpoint) = self.endpoint.as_ref() else {
+            // Not open yet; who opens it has it polled then. Interrupts stay masked.
+            if budget != 0 {
+                napi.complete(0);
+            }
+            return 0;
+        };
+        let Some(mut rx) = endpoint.try_receiver() else {
+            // The poll before has not quite ended, on another CPU.
+            return budget;
+        };
+        rx.mask_interrupts();
+        let mut done = 0;
+        let mut left = budget * MESSAGES;
+        let mut drained = false;
+        let mut broken = false;
+        while done < budget && left != 0 {
+            if state.completions.len() == COMPLETIONS && !self.send_completions(state, endpoint) {
+                break;
+            }
+            match rx.next_with(|message| self.on_message(message, state, napi)) {
+                Ok(Some(packets)) => done += packets,
+                Ok(None) => {
+                    drained = true;
+                    break;
+                }
+                Err(_) => {
+                    broken = true;
+                    break;
+                }
+            }
+            left -= 1;
+        }
+        if state.sent_bytes != 0 {
+            self.txq.completed(state.sent_packets, state.sent_bytes);
+            (state.sent_packets, state.sent_bytes) = (0, 0);
+        }
+        self.wake(endpoint);
+        if broken {
+            // The bus has logged why. Nothing more can be had from the channel.
+            self.link.control.set_gone();
+            self.link.shared.note_broken(&self.link.interface);
+            napi.complete(0);
+            return 0;
+        }
+        let settled = state.completions.is_empty() || self.send_completions(state, endpoint);
+        if endpoint.is_rescinded() && drained {
+            self.link.control.set_gone();
+        }
+        if !drained || !settled || done >= budget {
+            return budget;
+        }
+        if napi.complete(done) && rx.finish() && napi.prepare_resume() {
+            rx.mask_interrupts();
+            drop(rx);
+            napi.resume();
+        }
+        done
+    }
+}
+
+impl Queue {
+    /// Sends the completions of received packets. False: not all of them, for want of room.
+    fn send_completions(&self, state: &mut RxState, endpoint: &Endpoint) -> bool {
+        let mut count = 0;
+        let sent = endpoint.sender().send_with(|ring| {
+            for (id, status) in &state.completions {
+                match ring.send_completion_word(*id, rndis_complete_word(*status)) {
+                    Ok(()) => count += 1,
+                    // Those before it are sent.
+                    Err(WriteError::Full { .. }) if count != 0 => return Ok(()),
+                    Err(e) => return Err(e),
+                }
+            }
+            Ok(())
+        });
+        match sent {
+            Ok(()) if count == state.completions.len() => {
+                state.completions.clear();
+                true
+            }
+            Ok(()) => {
+                let mut left = count;
+                state.completions.retain(|_| {
+                    let sent = left != 0;
+                    left = left.saturating_sub(1);
+                    !sent
+                });
+                self.link.shared.eth.rx_comp_busy.bump();
+                false
+            }
+            Err(hv_vmbus::channel::SendError::Full { .. }) => {
+                self.link.shared.eth.rx_comp_busy.bump();
+                false
+            }
+            // Nobody waits for them any more.
+            Err(_) => {
+                state.completions.clear();
+                true
+            }
+        }
+    }
+
+    /// Takes a message from the ring. Returns how many packets were received by it.
+    #[inline]
+    fn on_message(&self, message: &InRing<'_>, state: &mut RxState, napi: &mut Poll<'_>) -> u32 {
+        let descriptor = message.descriptor();
+        match descriptor.packet_type {
+            PacketType::DATA_USING_XFER_PAGES => {
+                let (packets, status) = self.on_transfer(message, state, napi);
+                let done = (descriptor.transaction_id, status);
+                // There is room: looked for before.
+                let _ = state.completions.push_within_capacity(done);
+                packets
+            }
+            PacketType::COMPLETION => {
+                self.on_completion(message, state, napi);
+                0
+            }
+            PacketType::DATA_INBAND => {
+                self.on_notice(message, state);
+                0
+            }
+            _ => {
+                self.malformed();
+                0
+            }
+        }
+    }
+
+    /// The host broke the rules. Counted; the log would be a way to fill the guest's disk.
+    #[cold]
+    fn malformed(&self) {
+        self.link.shared.eth.rx_malformed.bump();
+    }
+
+    #[inline]
+    fn on_completion(&self, message: &InRing<'_>, state: &mut RxState, napi: &mut Poll<'_>) {
+        let id = message.descriptor().transaction_id;
+        let word = message.words::<1>(0);
+        let is_packet =
+            word.is_some_and(|[word]| word as u32 == MessageType::SEND_RNDIS_PKT_COMPLETE.0);
+        if is_packet {
+            if let Some(done) = self.in_flight.take(id) {
+                let note = Note::from_u64(done.note);
+                if let Some(sections) = self.link.sections.as_ref() {
+                    sections.free(note.section);
+                }
+                let stats = self.stats();
+                stats.tx_packets.add(note.packets.into());
+                stats.tx_bytes.add(note.bytes.into());
+                if note.limited {
+                    state.sent_packets += 1;
+                    state.sent_bytes = state.sent_bytes.saturating_add(note.bytes);
+                }
+                if let Some(skb) = done.skb {
+                    skb.consume(napi.budget());
+                }
+                return;
+            }
+        }
+        let len = message.copy_payload(&mut state.scratch);
+        let payload = state.scratch.get(..len).unwrap_or(&[]);
+        if !self.link.control.on_completion(id, payload) {
+            self.malformed();
+        }
+    }
+
+    #[cold]
+    fn on_notice(&self, message: &InRing<'_>, state: &mut RxState) {
+        let Some(room) = state.scratch.get_mut(..MAX_TABLE_MESSAGE) else {
+            return;
+        };
+        let len = message.copy_payload(room);
+        let payload = room.get(..len).unwrap_or(&[]);
+        match Notice::parse(self.link.version(), payload) {
+            Ok(Notice::SendTable(table)) => self.link.shared.set_send_table(&table),
+            Ok(Notice::Vf(vf)) => self.link.shared.on_vf(&vf),
+            Ok(Notice::DataPath(_) | Notice::Ignored(_)) => {}
+            Err(e) => {
+                self.malformed();
+                ratelimited!(pr_warn, "notice from the host: {}\n", Show(e));
+            }
+        }
+    }
+
+    /// Takes a message about received packets. Returns how many these are, and what to tell the host.
+    #[inline]
+    fn on_transfer(
+        &self,
+        message: &InRing<'_>,
+        state: &mut RxState,
+        napi: &mut Poll<'_>,
+    ) -> (u32, NvspStatus) {
+        const HEADER: u32 = 16;
+        const FIRST: u32 = 24;
+        // Behind the descriptor: the header, and the first range.
+        let (Some([header, first]), Some([kind]), Some(buffer)) = (
+            message.raw_words::<2>(HEADER),
+            message.words::<1>(0),
+            self.link.receive.as_ref(),
+        ) else {
+            self.malformed();
+            return (0, NvspStatus::FAIL);
+        };
+        let count = (header >> 32) as u32;
+        let room = message.descriptor().payload_offset().saturating_sub(FIRST) / 8;
+        let good = header as u16 == RECEIVE_BUFFER_ID
+            && kind as u32 == MessageType::SEND_RNDIS_PKT.0
+            && count <= room
+            && count != 0;
+        if !good {
+            self.malformed();
+            return (0, NvspStatus::FAIL);
+        }
+        let mut status = NvspStatus::SUCCESS;
+        let mut range = first;
+        for i in 0..count {
+            if i != 0 {
+                // Inside the packet: `count` was checked.
+                match message.raw_words::<1>(FIRST + 8 * i) {
+                    Some([next]) => range = next,
+                    None => break,
+                }
+            }
+            let (len, offset) = (range as u32, (range >> 32) as u32);
+            if self.on_range(buffer, offset, len, state, napi).is_err() {
+                state.coalesced.clear();
+                status = NvspStatus::FAIL;
+            }
+        }
+        // Parts of a segment come together.
+        if !state.coalesced.parts.is_empty() {
+            state.coalesced.clear();
+            self.malformed();
+            status = NvspStatus::FAIL;
+        }
+        (count, status)
+    }
+
+    /// Takes the RNDIS message in `len` bytes of the receive buffer from `offset` on.
+    #[inline]
+    fn on_range(
+        &self,
+        buffer: &Buffer,
+        offset: u32,
+        len: u32,
+        state: &mut RxState,
+        napi: &mut Poll<'_>,
+    ) -> Outcome {
+        let Some(memory) = buffer.slice(offset as usize, len as usize) else {
+            self.malformed();
+            return Err(());
+        };
+        let packet = match ReceivedPacket::read(&memory, len, Receiver::Guest) {
+            Ok(packet) => packet,
+            Err(e) => return self.on_other(e, memory, state),
+        };
+        let start = packet.data_offset;
+        if packet.info.id().is_some_and(|id| id.is_part()) {
+            return self.on_part(buffer, offset, &packet, state, napi);
+        }
+        if !state.coalesced.parts.is_empty() {
+            state.coalesced.clear();
+            self.malformed();
+        }
+        match memory.slice(start as usize, packet.data_len as usize) {
+            Some(frame) => self.on_frame(frame, &packet.info, napi),
+            None => Err(()),
+        }
+    }
+
+    /// Takes a part of a segment.
+    #[inline(never)]
+    fn on_part(
+        &self,
+        buffer: &Buffer,
+        offset: u32,
+        packet: &ReceivedPacket,
+        state: &mut RxState,
+        napi: &mut Poll<'_>,
+    ) -> Outcome {
+        let Some(id) = packet.info.id() else {
+            return Err(());
+        };
+        let coalesced = &mut state.coalesced;
+        if id.is_first() {
+            coalesced.clear();
+            coalesced.info = packet.info;
+        } else if coalesced.parts.is_empty() {
+            self.malformed();
+            return Err(());
+        }
+        // Inside the buffer, as the message is.
+        if !coalesced.push(offset.saturating_add(packet.data_offset), packet.data_len) {
+            self.malformed();
+            return Err(());
+        }
+        if !id.is_last() {
+            return Ok(());
+        }
+        let result = self.deliver_parts(buffer, coalesced, napi);
+        coalesced.clear();
+        result
+    }
+
+    fn deliver_parts(&self, buffer: &Buffer, parts: &Coalesced, napi: &mut Poll<'_>) -> Outcome {
+        if !self.link.shared.is_receiving() {
+            return Err(());
+        }
+        // Programs see single frames alone; who puts one in switches this off.
+        if self.xdp.load(Ordering::Relaxed) && parts.parts.len() > 1 {
+            self.stats().rx_xdp_drop.add(1);
+            return Ok(());
+        }
+        let Some(mut packet) = napi.new_packet(parts.bytes) else {
+            self.link.shared.eth.rx_no_memory.bump();
+            return Err(());
+        };
+        for (offset, len) in &parts.parts {
+            let copied = buffer
+                .slice(*offset as usize, *len as usize)
+                .is_some_and(|part| packet.append(part));
+            if !copied {
+                return Err(());
+            }
+        }
+        self.deliver(packet, parts.bytes, &parts.info, napi)
+    }
+
+    /// Takes a frame.
+    #[inline]
+    fn on_frame(&self, frame: BufferSlice<'_>, info: &PacketInfo, napi: &mut Poll<'_>) -> Outcome {
+        if !self.link.shared.is_receiving() {
+            return Err(());
+        }
+        if self.xdp.load(Ordering::Relaxed) {
+            return self.on_xdp_frame(frame, info, napi);
+        }
+        let len = frame.len() as u32;
+        let Some(mut packet) = napi.new_packet(len) else {
+            self.link.shared.eth.rx_no_memory.bump();
+            return Err(());
+        };
+        if !packet.append(frame) {
+            return Err(());
+        }
+        self.deliver(packet, len, info, napi)
+    }
+
+    #[inline]
+    fn deliver(
+        &self,
+        packet: crate::net::packet::RxPacket,
+        len: u32,
+        info: &PacketInfo,
+        napi: &mut Poll<'_>,
+    ) -> Outcome {
+        let shared = &self.link.shared;
+        let checksum = info.rx_checksum();
+        let any = |flags| checksum.is_some_and(|checksum| checksum.any(flags));
+        let rx = RxInfo {
+            hash: info.hash().filter(|_| shared.wants_hash()),
+            vlan_tci: info.vlan().map(|vlan| vlan.tci()),
+            checksum_ok: any(RxChecksum::TCP_SUCCEEDED | RxChecksum::UDP_SUCCEEDED)
+                && shared.wants_checksum(),
+            fix_ip_checksum: any(RxChecksum::IP_VALUE_INVALID) && any(RxChecksum::IP_SUCCEEDED),
+        };
+        let Some(audience) = napi.deliver(packet, &rx, self.index) else {
+            shared.eth.rx_dropped.bump();
+            return Err(());
+        };
+        let stats = self.stats();
+        stats.rx_packets.add(1);
+        stats.rx_bytes.add(len.into());
+        if audience != Audience::Other {
+            stats.rx_multicast.add(1);
+        }
+        Ok(())
+    }
+
+    /// Shows a frame to the XDP program.
+    #[inline(never)]
+    fn on_xdp_frame(
+        &self,
+        frame: BufferSlice<'_>,
+        info: &PacketInfo,
+        napi: &mut Poll<'_>,
+    ) -> Outcome {
+        let stats = self.stats();
+        let len = frame.len() as u32;
+        let longest = self.link.shared.dev.mtu() + ETHERNET_HEADER_SIZE;
+        let page = XdpPage::new().filter(|_| len <= longest);
+        let Some(page) = page.and_then(|mut page| page.fill(frame).then_some(page)) else {
+            stats.rx_xdp_drop.add(1);
+            return Ok(());
+        };
+        let count = || {
+            stats.rx_packets.add(1);
+            stats.rx_bytes.add(len.into());
+        };
+        match napi.run_xdp(page) {
+            Verdict::Pass(Some(packet)) => self.deliver(packet, len, info, napi),
+            Verdict::Pass(None) => {
+                self.link.shared.eth.rx_no_memory.bump();
+                Err(())
+            }
+            Verdict::Tx(frame) => {
+                stats.rx_xdp_tx.add(1);
+                count();
+                let mut held = self.txq.lock();
+                if !self.send_frame((&frame).into(), &mut held) {
+                    self.link.shared.eth.tx_dropped.bump();
+                }
+                Ok(())
+            }
+            Verdict::Redirected => {
+                stats.rx_xdp_redirect.add(1);
+                count();
+                Ok(())
+            }
+            Verdict::Dropped => {
+                stats.rx_xdp_drop.add(1);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes an RNDIS message that is no good frame: `why`.
+    #[cold]
+    fn on_other(&self, why: BadPacket, memory: BufferSlice<'_>, state: &mut RxState) -> Outcome {
+        if let BadPacket::Type(_) | BadPacket::TooShort { .. } = why {
+            let len = memory.len().min(state.scratch.len());
+            let Some(bytes) = state.scratch.get_mut(..len) else {
+                return Err(());
+            };
+            if !memory.read(bytes) {
+                return Err(());
+            }
+            let bytes = &*bytes;
+            if let Ok(message) = HostMessage::parse(bytes) {
+                return self.on_control(&message, bytes);
+            }
+        }
+        self.malformed();
+        Err(())
+    }
+
+    fn on_control(&self, message: &HostMessage<'_>, bytes: &[u8]) -> Outcome {
+        match message {
+            HostMessage::Indicate { status, buffer } => {
+                let event = LinkEvent::new(*status, buffer);
+                self.link.shared.on_link_event(event, &self.link.interface);
+            }
+            // Hosts of this device are not known to ask.
+            HostMessage::Keepalive { .. } => {}
+            answer => {
+                if !self.link.control.on_answer(answer, bytes) {
+                    self.malformed();
+                }
+            }
+        }
+        Ok(())
+    }
+}

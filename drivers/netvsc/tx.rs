@@ -1,0 +1,736 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Packets to the host.
+//!
+//! A packet that fits a section of the send buffer is copied there, with the RNDIS headers before it; when another one follows at
+//! once (`xmit_more`) it waits, and those that follow are put behind it, so that one message and one signal serve them all. Others
+//! stay where they are: the headers go before the packet's data, or into the section of packets that wait already, and the message
+//! names the memory (GPA-direct).
+#![forbid(unsafe_code)]
+
+use core::sync::atomic::Ordering;
+use hv_vmbus::{
+    buffer::BufferWriter,
+    channel::{
+        Endpoint, GpaRangeHeader, PacketFlags, PacketType, RingProducer, SendError, WriteError,
+    },
+    ratelimited,
+};
+use kernel::prelude::*;
+use vmbus_proto::net::{
+    nvsp::{ChannelType, SendRndisPacket, MESSAGE_SIZE, NO_SECTION},
+    packet::{LargeSend, PacketHeader, PacketInfo, SliceSink, TxChecksum, Vlan, MAX_HEADER_SIZE},
+};
+use zerocopy::IntoBytes;
+
+use crate::{
+    net::{
+        packet::{HeadRoom, Skb},
+        queue::TxControl,
+        xdp::FrameBytes,
+        Range, TxFlags, TxHeld, TxPacket,
+    },
+    queue::Queue,
+    sections::Sections,
+};
+
+/// Room before packets that the headers of a large one take.
+pub(crate) const HEADROOM: u32 = (MAX_HEADER_SIZE + 7) & !7;
+
+/// Pages that a message may name, the headers' among them: what hosts take (C: `MAX_PAGE_BUFFER_COUNT`).
+const MAX_PAGES: u32 = 32;
+/// Pieces of memory of a packet: its head and its fragments.
+const MAX_RANGES: usize = 18;
+
+/// A queue is stopped when less than one part in so many of the ring is free, and woken above twice that.
+const LOW_WATER: u32 = 10;
+const HIGH_WATER: u32 = 5;
+
+/// What is noted with a message in flight.
+#[derive(Clone, Copy)]
+pub(crate) struct Note {
+    pub(crate) section: u16,
+    pub(crate) packets: u16,
+    pub(crate) bytes: u32,
+    /// Counted by the byte queue limit.
+    pub(crate) limited: bool,
+}
+
+impl Note {
+    #[inline]
+    fn to_u64(self) -> u64 {
+        u64::from(self.section) << 48
+            | u64::from(self.limited) << 47
+            | u64::from(self.packets & 0x7fff) << 32
+            | u64::from(self.bytes)
+    }
+
+    #[inline]
+    pub(crate) fn from_u64(note: u64) -> Self {
+        Self {
+            section: (note >> 48) as u16,
+            packets: (note >> 32) as u16 & 0x7fff,
+            bytes: note as u32,
+            limited: note >> 47 & 1 != 0,
+        }
+    }
+}
+
+/// Packets in a section that wait for more.
+struct Batch {
+    section: u16,
+    /// Bytes of the section that are used.
+    used: u32,
+    packets: u16,
+    bytes: u32,
+    /// The last packet. Those before have been let go of; this one is kept until the host has taken all, so that sockets feel how
+    /// fast the host is.
+    skb: Option<Skb>,
+}
+
+/// What belongs to who holds the queue's lock.
+pub(crate) struct TxState {
+    batch: Option<Batch>,
+}
+
+impl TxState {
+    pub(crate) fn new() -> Self {
+        Self { batch: None }
+    }
+
+    pub(crate) fn forget(&mut self) {
+        self.batch = None;
+    }
+}
+
+/// A message to the host.
+struct Message<'a> {
+    /// The section it is in, or begins in, and how much of it.
+    section: u16,
+    section_bytes: u32,
+    /// The rest.
+    ranges: &'a [Range],
+    note: Note,
+    /// Bytes that the byte queue limit is to hear of.
+    limit: u32,
+}
+
+impl Message<'_> {
+    /// Writes the ring packet.
+    #[inline]
+    fn write(&self, ring: &mut RingProducer<'_>, id: u64) -> Result<(), WriteError> {
+        let index = match self.section {
+            Sections::NONE => NO_SECTION,
+            section => section.into(),
+        };
+        let words = SendRndisPacket {
+            channel: ChannelType::DATA,
+            section_index: index,
+            section_size: self.section_bytes,
+        }
+        .words();
+        if self.ranges.is_empty() {
+            return ring.send_in_band(words.as_bytes(), id, true);
+        }
+        let header = |range: &Range| GpaRangeHeader {
+            byte_count: range.len,
+            byte_offset: range.offset,
+        };
+        // At most `MAX_PAGES` of them.
+        let extra = self.ranges.iter().fold(8, |sum, range| {
+            sum + 8 + 8 * header(range).page_count() as usize
+        });
+        let mut packet = ring.begin(
+            PacketType::DATA_USING_GPA_DIRECT,
+            PacketFlags::COMPLETION_REQUESTED,
+            id,
+            extra,
+            MESSAGE_SIZE,
+        )?;
+        packet.put_u64((self.ranges.len() as u64) << 32)?;
+        for range in self.ranges {
+            let header = header(range);
+            packet.put_u64(header.to_u64())?;
+            for page in 0..header.page_count() {
+                packet.put_u64(range.pfn + u64::from(page))?;
+            }
+        }
+        packet.put(words.as_bytes())?;
+        packet.finish()
+    }
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy)]
+enum Way {
+    /// Behind those that wait.
+    Append,
+    /// Its headers behind those that wait.
+    AppendHeaders,
+    /// Into a section of its own.
+    Copy(u16),
+    /// Not into a section.
+    Direct,
+}
+
+/// Why a packet was not sent.
+enum Failed {
+    /// No room: the queue was stopped. Try again.
+    Full,
+    /// It cannot be: let go of it.
+    Lost,
+}
+
+impl Queue {
+    /// What the host is to do about `packet`. `None`: the packet cannot be sent.
+    #[inline]
+    fn packet_info(&self, packet: &mut TxPacket<'_>) -> Option<PacketInfo> {
+        let eth = &self.link.shared.eth;
+        let mut info = PacketInfo::NONE;
+        if packet.flags().any(TxFlags::VLAN_INSIDE) && packet.take_vlan().is_err() {
+            eth.vlan_error.bump();
+            return None;
+        }
+        let flags = packet.flags();
+        if packet.hash() != 0 && self.link.queues.load(Ordering::Relaxed) > 1 {
+            info.set_hash(packet.hash());
+        }
+        if flags.any(TxFlags::VLAN) {
+            info.set_vlan(Vlan::from_tci(packet.vlan_tci()));
+        }
+        if flags.any(TxFlags::GSO) {
+            info.set_large_send(LargeSend::new(
+                flags.any(TxFlags::IPV6),
+                packet.segment_size().into(),
+                packet.transport_offset().into(),
+            ));
+        } else if flags.any(TxFlags::PARTIAL) {
+            match self.checksum_flags(flags) {
+                Some(what) => {
+                    let offset = packet.transport_offset().into();
+                    info.set_tx_checksum(TxChecksum::new(what, offset));
+                }
+                None => packet.fill_checksum().ok()?,
+            }
+        }
+        Some(info)
+    }
+
+    /// How to ask the host for the checksum; `None` when it does not fill in such.
+    #[inline]
+    fn checksum_flags(&self, flags: TxFlags) -> Option<u32> {
+        let kind = flags.of(TxFlags::IPV4 | TxFlags::IPV6 | TxFlags::TCP | TxFlags::UDP);
+        let (bit, what) = match kind {
+            TCP4 => (checksums::TCP4, TxChecksum::IPV4 | TxChecksum::TCP),
+            UDP4 => (checksums::UDP4, TxChecksum::IPV4 | TxChecksum::UDP),
+            TCP6 => (checksums::TCP6, TxChecksum::IPV6 | TxChecksum::TCP),
+            UDP6 => (checksums::UDP6, TxChecksum::IPV6 | TxChecksum::UDP),
+            _ => return None,
+        };
+        (self.link.checksums.load(Ordering::Relaxed) & bit != 0).then_some(what)
+    }
+
+    /// Sends a packet. See [`NetDriver::transmit`](crate::net::NetDriver::transmit).
+    #[inline]
+    pub(crate) fn transmit<'p>(
+        &self,
+        mut packet: TxPacket<'p>,
+        held: &mut TxHeld<'_>,
+    ) -> Result<(), TxPacket<'p>> {
+        let eth = &self.link.shared.eth;
+        let (Some(endpoint), Some(sections), Some((state, mut queue))) = (
+            self.endpoint.as_ref(),
+            self.link.sections.as_ref(),
+            self.tx.get(held),
+        ) else {
+            eth.tx_dropped.bump();
+            return Ok(());
+        };
+        let Some(info) = self.packet_info(&mut packet) else {
+            eth.tx_dropped.bump();
+            return Ok(());
+        };
+        let mut header = PacketHeader {
+            data_len: packet.len(),
+            padding: 0,
+            info,
+        };
+        let way = self.choose(&packet, &header, state, sections);
+        let result = match way {
+            Way::Append | Way::Copy(_) if !packet.flags().any(TxFlags::GSO) => self.send_copy(
+                packet,
+                &mut header,
+                way,
+                state,
+                &mut queue,
+                endpoint,
+                sections,
+            ),
+            _ => self.send_in_place(packet, &header, way, state, &mut queue, endpoint, sections),
+        };
+        match result {
+            Ok(()) => Ok(()),
+            Err((Failed::Full, packet)) => {
+                // Nothing is in flight whose completion would wake the queue.
+                if !queue.is_stopped() {
+                    eth.tx_no_space.bump();
+                    eth.tx_dropped.bump();
+                    return Ok(());
+                }
+                eth.tx_busy.bump();
+                Err(packet)
+            }
+            Err((Failed::Lost, _)) => {
+                eth.tx_dropped.bump();
+                Ok(())
+            }
+        }
+    }
+
+    /// Chooses the way of a packet. A section that this takes is the caller's to free.
+    #[inline]
+    fn choose(
+        &self,
+        packet: &TxPacket<'_>,
+        header: &PacketHeader,
+        state: &TxState,
+        sections: &Sections,
+    ) -> Way {
+        let align = self.link.alignment.load(Ordering::Relaxed);
+        let max = self.link.max_packets.load(Ordering::Relaxed);
+        let size = sections.size();
+        // Lengths are below 2^20, the alignment is at most 4096.
+        let len = header.message_len() + align;
+        // Headers that are to be changed are copied first, which the copy into a section would not need.
+        let small = len < size && !packet.flags().any(TxFlags::GSO);
+        if let Some(batch) = &state.batch {
+            if u32::from(batch.packets) < max {
+                if small && batch.used + len < size {
+                    return Way::Append;
+                }
+                if !small && batch.used + header.size() < size {
+                    return Way::AppendHeaders;
+                }
+            }
+        }
+        if small {
+            match sections.take(self.index.into()) {
+                Some(section) => return Way::Copy(section),
+                None => self.link.shared.eth.tx_send_full.bump(),
+            }
+        }
+        Way::Direct
+    }
+
+    /// Copies a packet into a section, and sends that, or waits for more.
+    #[inline]
+    #[allow(clippy::too_many_arguments)] // One caller; it would be a structure of one use.
+    fn send_copy<'p>(
+        &self,
+        packet: TxPacket<'p>,
+        header: &mut PacketHeader,
+        way: Way,
+        state: &mut TxState,
+        queue: &mut TxControl<'_>,
+        endpoint: &Endpoint,
+        sections: &Sections,
+    ) -> Result<(), (Failed, TxPacket<'p>)> {
+        let (section, used, fresh) = match (way, &state.batch) {
+            (Way::Copy(section), Some(_)) => {
+                // Those before it go first.
+                if let Err(e) = self.flush(state, queue, endpoint) {
+                    sections.free(section);
+                    return Err((e, packet));
+                }
+                (section, 0, section)
+            }
+            (Way::Copy(section), None) => (section, 0, section),
+            (_, Some(batch)) => (batch.section, batch.used, Sections::NONE),
+            (_, None) => return Err((Failed::Lost, packet)),
+        };
+        let more = packet.flags().any(TxFlags::MORE) && !queue.is_blocked();
+        if more {
+            let align = self.link.alignment.load(Ordering::Relaxed);
+            header.padding = header.message_len().wrapping_neg() & (align - 1);
+        }
+        let copied = sections.slice(section, used).is_some_and(|to| {
+            let mut writer = BufferWriter::new(to);
+            header.write(&mut writer);
+            let rest = writer.rest();
+            packet.copy_to(rest)
+                && (header.padding == 0
+                    || rest
+                        .slice(packet.len() as usize, header.padding as usize)
+                        .is_some_and(|to| clear(to)))
+        });
+        if !copied {
+            sections.free(fresh);
+            return Err((Failed::Lost, packet));
+        }
+        let bytes = packet.len();
+        let (before_packets, before_bytes) = state
+            .batch
+            .as_ref()
+            .map_or((0, 0), |batch| (batch.packets, batch.bytes));
+        let used = used + header.message_len();
+        if more {
+            let old = state.batch.replace(Batch {
+                section,
+                used,
+                packets: before_packets + 1,
+                bytes: before_bytes + bytes,
+                skb: Some(packet.into_skb()),
+            });
+            if let Some(skb) = old.and_then(|old| old.skb) {
+                skb.consume(0);
+            }
+            if queue.sent(bytes, true) {
+                // It stays where it is when there is no room; the poll sends it.
+                let _ = self.flush(state, queue, endpoint);
+            }
+            return Ok(());
+        }
+        let message = Message {
+            section,
+            section_bytes: used,
+            ranges: &[],
+            note: Note {
+                section,
+                packets: before_packets + 1,
+                bytes: before_bytes + bytes,
+                limited: true,
+            },
+            limit: bytes,
+        };
+        let sent = self.send(packet, keep_packet, &message, queue, endpoint);
+        match sent {
+            Ok(()) => {
+                if let Some(skb) = state.batch.take().and_then(|batch| batch.skb) {
+                    skb.consume(0);
+                }
+                Ok(())
+            }
+            Err(e) => {
+                sections.free(fresh);
+                Err(e)
+            }
+        }
+    }
+
+    /// Sends a packet that stays where it is.
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments)] // As above.
+    fn send_in_place<'p>(
+        &self,
+        mut packet: TxPacket<'p>,
+        header: &PacketHeader,
+        way: Way,
+        state: &mut TxState,
+        queue: &mut TxControl<'_>,
+        endpoint: &Endpoint,
+        sections: &Sections,
+    ) -> Result<(), (Failed, TxPacket<'p>)> {
+        let with_batch = matches!(way, Way::AppendHeaders) && state.batch.is_some();
+        if !with_batch && state.batch.is_some() {
+            if let Err(e) = self.flush(state, queue, endpoint) {
+                return Err((e, packet));
+            }
+        }
+        // First the headers, if they are not in a section.
+        let mut ranges = [Range::default(); MAX_RANGES + 1];
+        let Some((room, count)) = self.find_ranges(&mut packet, &mut ranges) else {
+            return Err((Failed::Lost, packet));
+        };
+        let mut bytes = [0; HEADROOM as usize];
+        header.write(&mut SliceSink(&mut bytes));
+        let written = bytes.get(..header.size() as usize).unwrap_or(&[]);
+        let (section, section_bytes, first) = match &state.batch {
+            Some(batch) if with_batch => {
+                let put = sections
+                    .slice(batch.section, batch.used)
+                    .is_some_and(|to| to.write(written));
+                if !put {
+                    return Err((Failed::Lost, packet));
+                }
+                (batch.section, batch.used + header.size(), 1)
+            }
+            _ => {
+                match packet.write_header(room, written) {
+                    Some(range) => ranges[0] = range,
+                    None => return Err((Failed::Lost, packet)),
+                }
+                (Sections::NONE, 0, 0)
+            }
+        };
+        let (before_packets, before_bytes) = state
+            .batch
+            .as_ref()
+            .map_or((0, 0), |batch| (batch.packets, batch.bytes));
+        let len = packet.len();
+        let message = Message {
+            section,
+            section_bytes,
+            ranges: ranges.get(first..=count).unwrap_or(&[]),
+            note: Note {
+                section,
+                packets: before_packets + 1,
+                bytes: before_bytes + len,
+                limited: true,
+            },
+            limit: len,
+        };
+        self.send(packet, keep_packet, &message, queue, endpoint)?;
+        if let Some(skb) = state.batch.take().and_then(|batch| batch.skb) {
+            skb.consume(0);
+        }
+        Ok(())
+    }
+
+    /// Readies the headers of `packet`, and puts its memory into `ranges`, from the second on; returns the room for headers before
+    /// it, and how many ranges these are.
+    fn find_ranges(
+        &self,
+        packet: &mut TxPacket<'_>,
+        ranges: &mut [Range; MAX_RANGES + 1],
+    ) -> Option<(HeadRoom, usize)> {
+        let eth = &self.link.shared.eth;
+        // Two for the headers.
+        let max_pages = MAX_PAGES - 2;
+        let (_, rest) = ranges.split_at_mut(1);
+        let mut linear = false;
+        loop {
+            let Ok(room) = packet.prepare_headers(HEADROOM) else {
+                eth.tx_no_memory.bump();
+                return None;
+            };
+            if let Some(found) = packet.ranges(rest, max_pages) {
+                return Some((room, found.len()));
+            }
+            if linear {
+                eth.tx_too_big.bump();
+                return None;
+            }
+            eth.tx_scattered.bump();
+            if packet.linearize().is_err() {
+                eth.tx_no_memory.bump();
+                return None;
+            }
+            linear = true;
+        }
+    }
+
+    /// Sends the packets that wait, if there are any.
+    fn flush(
+        &self,
+        state: &mut TxState,
+        queue: &mut TxControl<'_>,
+        endpoint: &Endpoint,
+    ) -> Result<(), Failed> {
+        let Some(mut batch) = state.batch.take() else {
+            return Ok(());
+        };
+        let message = Message {
+            section: batch.section,
+            section_bytes: batch.used,
+            ranges: &[],
+            note: Note {
+                section: batch.section,
+                packets: batch.packets,
+                bytes: batch.bytes,
+                limited: true,
+            },
+            limit: 0,
+        };
+        match self.send(batch.skb.take(), |skb| skb, &message, queue, endpoint) {
+            Ok(()) => Ok(()),
+            Err((e, skb)) => {
+                // Whether for later or for ever: detaching lets go of it.
+                batch.skb = skb;
+                state.batch = Some(batch);
+                Err(e)
+            }
+        }
+    }
+
+    /// Sends a message. `packet` is kept, as what `keep` makes of it, until the host has completed the message.
+    #[inline]
+    fn send<P>(
+        &self,
+        packet: P,
+        keep: fn(P) -> Option<Skb>,
+        message: &Message<'_>,
+        queue: &mut TxControl<'_>,
+        endpoint: &Endpoint,
+    ) -> Result<(), (Failed, P)> {
+        let Some(ticket) = self.in_flight.ticket() else {
+            self.stop(queue);
+            return Err((Failed::Full, packet));
+        };
+        let mut parcel = Some((packet, keep, ticket));
+        let mut low = false;
+        let sent = endpoint.sender().send_with(|ring| {
+            let Some((_, _, ticket)) = &parcel else {
+                return Err(WriteError::WrongLength);
+            };
+            message.write(ring, ticket.id())?;
+            // Nothing fails from here on. The host may complete it as soon as it is visible.
+            if let Some((packet, keep, ticket)) = parcel.take() {
+                ticket.park(keep(packet), message.note.to_u64());
+            }
+            if message.limit != 0 {
+                queue.sent(message.limit, false);
+            }
+            let mark = ring.size() / LOW_WATER;
+            low = !matches!(ring.has_room(mark), Ok(true));
+            Ok(())
+        });
+        match (sent, parcel) {
+            (Ok(()), _) | (Err(_), None) => {
+                if low {
+                    self.stop(queue);
+                }
+                Ok(())
+            }
+            (Err(SendError::Full { .. }), Some((packet, ..))) => {
+                self.stop(queue);
+                Err((Failed::Full, packet))
+            }
+            (Err(e), Some((packet, ..))) => {
+                if e != SendError::Closed {
+                    let errno = Error::from(e).to_errno();
+                    ratelimited!(pr_err, "a packet cannot be sent: {}\n", errno);
+                }
+                Err((Failed::Lost, packet))
+            }
+        }
+    }
+
+    /// Stops the queue until the poll finds room.
+    #[cold]
+    fn stop(&self, queue: &mut TxControl<'_>) {
+        let eth = &self.link.shared.eth;
+        queue.stop();
+        eth.stop_queue.bump();
+        // SeqCst, here and in `wake`: either the poll sees that the queue is stopped, or this sees that nothing is in flight.
+        self.stopped.store(true, Ordering::SeqCst);
+        if self.in_flight.count() == 0
+            && !self.link.tx_off.load(Ordering::Relaxed)
+            && self.stopped.swap(false, Ordering::SeqCst)
+        {
+            queue.wake();
+            eth.wake_queue.bump();
+        }
+    }
+
+    /// Starts the queue again if there is room. In the poll, after completions were taken.
+    #[inline]
+    pub(crate) fn wake(&self, endpoint: &Endpoint) {
+        if self.stopped.load(Ordering::SeqCst) {
+            self.wake_stopped(endpoint);
+        }
+    }
+
+    #[cold]
+    fn wake_stopped(&self, endpoint: &Endpoint) {
+        let sender = endpoint.sender();
+        let room = sender.free_bytes() > sender.ring_size() / HIGH_WATER;
+        if !(room || self.in_flight.count() == 0) || self.link.tx_off.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut held = self.txq.lock();
+        let Some((state, mut queue)) = self.tx.get(&mut held) else {
+            return;
+        };
+        self.stopped.store(false, Ordering::SeqCst);
+        // Stops the queue again if there is no room after all.
+        let _ = self.flush(state, &mut queue, endpoint);
+        if !self.stopped.load(Ordering::SeqCst) {
+            queue.wake();
+            self.link.shared.eth.wake_queue.bump();
+        }
+    }
+
+    /// Sends a frame that is copied. False: it was not sent.
+    pub(crate) fn send_frame(&self, frame: FrameBytes<'_>, held: &mut TxHeld<'_>) -> bool {
+        let (Some(endpoint), Some(sections), Some((_, mut queue))) = (
+            self.endpoint.as_ref(),
+            self.link.sections.as_ref(),
+            self.tx.get(held),
+        ) else {
+            return false;
+        };
+        let header = PacketHeader {
+            data_len: frame.len(),
+            padding: 0,
+            info: PacketInfo::NONE,
+        };
+        let Some(section) = sections.take(self.index.into()) else {
+            self.link.shared.eth.tx_send_full.bump();
+            return false;
+        };
+        let copied = sections.slice(section, 0).is_some_and(|to| {
+            let mut writer = BufferWriter::new(to);
+            header.write(&mut writer);
+            frame.copy_to(writer.rest())
+        });
+        let message = Message {
+            section,
+            section_bytes: header.message_len(),
+            ranges: &[],
+            note: Note {
+                section,
+                packets: 1,
+                bytes: frame.len(),
+                limited: false,
+            },
+            limit: 0,
+        };
+        let sent = copied
+            && self
+                .send((), |()| None, &message, &mut queue, endpoint)
+                .is_ok();
+        if !sent {
+            sections.free(section);
+        }
+        sent
+    }
+}
+
+/// What is kept of a packet.
+fn keep_packet(packet: TxPacket<'_>) -> Option<Skb> {
+    Some(packet.into_skb())
+}
+
+/// Zeroes what is behind a packet, up to the next.
+#[cold]
+fn clear(to: hv_vmbus::buffer::BufferSlice<'_>) -> bool {
+    let zeroes = [0; 64];
+    let mut left = to;
+    while !left.is_empty() {
+        let len = left.len().min(zeroes.len());
+        let Some(part) = zeroes.get(..len) else {
+            return false;
+        };
+        if !left.write(part) {
+            return false;
+        }
+        let Some(rest) = left.slice(len, left.len() - len) else {
+            return false;
+        };
+        left = rest;
+    }
+    true
+}
+
+const TCP4: u32 = TxFlags::IPV4 | TxFlags::TCP;
+const UDP4: u32 = TxFlags::IPV4 | TxFlags::UDP;
+const TCP6: u32 = TxFlags::IPV6 | TxFlags::TCP;
+const UDP6: u32 = TxFlags::IPV6 | TxFlags::UDP;
+
+/// Kinds of packets whose checksums the host fills in.
+pub(crate) mod checksums {
+    pub(crate) const TCP4: u32 = 1 << 0;
+    pub(crate) const UDP4: u32 = 1 << 1;
+    pub(crate) const TCP6: u32 = 1 << 2;
+    pub(crate) const UDP6: u32 = 1 << 3;
+}

@@ -5,6 +5,7 @@
 
 mod backend;
 mod echo;
+pub mod frame;
 mod link;
 mod passt;
 mod stream;

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
+use hv_net::frame::Coalescer;
 use hv_net::Backend;
 use hv_vmbus_host::device::{Control, Device, DeviceInfo, DeviceIo, RefTime};
 use hvctl::{Command, Event, NetCounters, NetInfo, NetMessage, NetQueue, NetState};
@@ -42,6 +43,8 @@ pub(crate) struct Chan {
     pub(crate) outbox: Outbox,
     /// Frames for the guest.
     pub(crate) waiting: VecDeque<RxFrame>,
+    /// Segments that are put together.
+    pub(crate) coalescer: Coalescer,
     /// The guest took nothing for too long: frames are thrown away until it does.
     pub(crate) choked: bool,
 }
@@ -610,6 +613,7 @@ impl Device for Nic {
             epoch: self.epochs,
             outbox: Outbox::default(),
             waiting: VecDeque::new(),
+            coalescer: Coalescer::default(),
             choked: false,
         });
         self.queue(index).open = true;

@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 
+use hv_net::frame::{self, Coalesced, Ip, Layers, VLAN_TAG};
 use hv_vmbus_host::device::{DeviceIo, RefTime, TICKS_PER_MS};
 use hvctl::{NetDirection, NetMessage};
 use vmbus_proto::net::packet::{
-    PacketHeader, PacketId, PacketInfo, SliceSink, ETHERNET_HEADER_SIZE, FIXED_SIZE,
-    MAX_HEADER_SIZE,
+    PacketHeader, PacketId, PacketInfo, RxChecksum, SliceSink, TxChecksum, Vlan,
+    ETHERNET_HEADER_SIZE, FIXED_SIZE, MAX_HEADER_SIZE,
 };
 use vmbus_proto::packet::TransferRange;
 
@@ -24,8 +25,6 @@ const MAX_WAITING: usize = 512;
 const PULL_BUDGET: usize = 512;
 /// How long a frame waits for the guest before it is thrown away.
 const PATIENCE: RefTime = 1000 * TICKS_PER_MS;
-/// Bytes of a VLAN tag in a frame.
-const TAG: usize = 4;
 
 /// A frame for the guest, or several that were coalesced.
 pub(crate) struct RxFrame {
@@ -122,6 +121,7 @@ impl Nic {
             self.arrive(io, &buf);
         }
         self.rx.buf = buf;
+        self.flush_coalesced(io);
     }
 
     /// A frame from the back end.
@@ -135,7 +135,7 @@ impl Nic {
             return;
         };
         let tagged = frame.get(12..14) == Some(&[0x81, 0]);
-        if frame.len() > self.rndis.max_frame() + if tagged { TAG } else { 0 } {
+        if frame.len() > self.rndis.max_frame() + if tagged { VLAN_TAG } else { 0 } {
             self.counters.rx_too_long += 1;
             return;
         }
@@ -247,14 +247,126 @@ impl Nic {
         }
     }
 
-    /// The channel for a frame.
-    fn classify(&self, _frame: &[u8]) -> u16 {
-        0
+    /// The hash of a frame, if the guest wants frames spread and one can be had.
+    fn hash(&self, frame: &[u8], layers: Option<&Layers>) -> Option<u32> {
+        let rss = self.rndis.rss.as_ref()?;
+        layers?.hash(frame, &rss.key, rss.hash)
     }
 
-    /// Queues a frame on its channel.
-    fn accept(&mut self, io: &mut DeviceIo<'_>, index: u16, frame: Vec<u8>) {
-        let info = PacketInfo::NONE;
+    /// The channel for a frame: the primary one for what cannot be hashed.
+    fn classify(&self, frame: &[u8]) -> u16 {
+        let Some(rss) = &self.rndis.rss else { return 0 };
+        let hash = self.hash(frame, Layers::find(frame).as_ref());
+        let entry = hash.and_then(|hash| rss.table.get(hash as usize % rss.table.len()));
+        entry
+            .copied()
+            .filter(|index| {
+                let chan = self.channels.get(usize::from(*index));
+                chan.is_some_and(Option::is_some)
+            })
+            .unwrap_or(0)
+    }
+
+    /// Queues a frame on its channel, perhaps together with others.
+    fn accept(&mut self, io: &mut DeviceIo<'_>, index: u16, mut frame: Vec<u8>) {
+        let tci = if self.rndis.facts.offloads.vlan {
+            frame::strip_vlan(&mut frame)
+        } else {
+            None
+        };
+        let enabled = &self.rndis.enabled;
+        let coalesce = (enabled.rsc4 || enabled.rsc6)
+            && match Layers::find(&frame) {
+                Some(layers) if layers.ip == Ip::V4 => enabled.rsc4,
+                Some(_) => enabled.rsc6,
+                None => false,
+            };
+        if !coalesce {
+            let checksum = frame::check(&frame);
+            self.queue_checked(io, index, frame, tci, checksum);
+            return;
+        }
+        let Some(chan) = self.channel(index) else {
+            return;
+        };
+        let mut ready = Vec::new();
+        chan.coalescer
+            .push(frame, tci, &mut |merged| ready.push(merged));
+        self.queue_merged(io, index, ready);
+    }
+
+    /// Queues what was held to be coalesced: the end of a batch.
+    fn flush_coalesced(&mut self, io: &mut DeviceIo<'_>) {
+        for index in 0..self.channels.len() as u16 {
+            let Some(chan) = self.channel(index) else {
+                continue;
+            };
+            if chan.coalescer.is_empty() {
+                continue;
+            }
+            let mut ready = Vec::new();
+            chan.coalescer.flush(&mut |merged| ready.push(merged));
+            self.queue_merged(io, index, ready);
+        }
+    }
+
+    fn queue_merged(&mut self, io: &mut DeviceIo<'_>, index: u16, ready: Vec<Coalesced>) {
+        for mut merged in ready {
+            if merged.segments > 1 {
+                self.counters.rx_coalesced += u64::from(merged.segments);
+                // A guest may have been told not to trust what the host says of checksums.
+                if let Some(layers) = Layers::find(&merged.frame) {
+                    let ip = match layers.ip {
+                        Ip::V4 => TxChecksum::IPV4,
+                        Ip::V6 => TxChecksum::IPV6,
+                    };
+                    let wanted = TxChecksum::new(ip | TxChecksum::TCP, 0);
+                    let _ = frame::fill(&mut merged.frame, wanted);
+                }
+            }
+            self.queue_checked(io, index, merged.frame, merged.vlan, merged.checksum);
+        }
+    }
+
+    /// Queues a frame without VLAN tag, with what is known of it.
+    fn queue_checked(
+        &mut self,
+        io: &mut DeviceIo<'_>,
+        index: u16,
+        frame: Vec<u8>,
+        tci: Option<u16>,
+        checksum: RxChecksum,
+    ) {
+        const FAILED: u32 = RxChecksum::IP_FAILED | RxChecksum::TCP_FAILED | RxChecksum::UDP_FAILED;
+        let layers = Layers::find(&frame);
+        let mut info = PacketInfo::NONE;
+        if let Some(hash) = self.hash(&frame, layers.as_ref()) {
+            info.set_hash(hash);
+        }
+        if let Some(tci) = tci {
+            info.set_vlan(Vlan::from_tci(tci));
+        }
+        if let Some(layers) = layers {
+            let enabled = &self.rndis.enabled;
+            let (ip, tcp, udp) = match layers.ip {
+                Ip::V4 => (enabled.ip4.rx, enabled.tcp4.rx, enabled.udp4.rx),
+                Ip::V6 => (false, enabled.tcp6.rx, enabled.udp6.rx),
+            };
+            let mut told = 0;
+            for (on, flags) in [
+                (ip, RxChecksum::IP_SUCCEEDED | RxChecksum::IP_FAILED),
+                (tcp, RxChecksum::TCP_SUCCEEDED | RxChecksum::TCP_FAILED),
+                (udp, RxChecksum::UDP_SUCCEEDED | RxChecksum::UDP_FAILED),
+            ] {
+                if on {
+                    told |= checksum.0 & flags;
+                }
+            }
+            self.counters.rx_bad_checksum += u64::from(told & FAILED != 0);
+            if told != 0 {
+                info.set_rx_checksum(RxChecksum(told));
+            }
+        }
         self.queue_frame(io, index, frame, info, None);
     }
 
@@ -397,15 +509,12 @@ fn write_message(out: &mut Vec<u8>, data: &[u8], info: PacketInfo, raw_info: Opt
     let mut put = |at: usize, value: u32| {
         out[at..at + 4].copy_from_slice(&value.to_le_bytes());
     };
-    if header.info.size() == 0 && raw_info.is_none() {
-        // Linux takes a list of no bytes for an error, unless it is nowhere (`rndis_filter.c`, `rndis_get_ppi`).
-        put(28, 0);
-    }
     if let Some(raw) = raw_info {
         let len = raw.len() as u32;
         // Length of the message; where the frame starts, from byte 8; bytes of information, at 36 from byte 8.
         put(4, header.message_len() + len);
         put(8, FIXED_SIZE - 8 + len);
+        put(28, FIXED_SIZE - 8);
         put(32, len);
         out.extend_from_slice(raw);
     }

@@ -4,16 +4,17 @@
 
 use std::collections::VecDeque;
 
-use hv_net::Sent;
+use hv_net::{frame, Sent};
 use hv_vmbus_host::device::{DeviceIo, RefTime, TICKS_PER_MS};
 use hvctl::NetDirection;
 use vmbus_proto::net::nvsp::{ChannelType, NvspStatus, SendRndisPacket, NO_SECTION};
-use vmbus_proto::net::packet::{PacketInfo, ReceivedPacket, Receiver};
+use vmbus_proto::net::packet::{LargeSend, PacketInfo, ReceivedPacket, Receiver, TxChecksum};
 use vmbus_proto::packet::{Packet, PacketKind};
 
 use crate::buffers::read_ram;
 use crate::faults::FrameHit;
 use crate::nic::Nic;
+use crate::offload::LSO_MAX_SIZE;
 use crate::rndis::State;
 
 /// Bytes of RNDIS messages in one packet: twice the largest that Linux sends, which is 64 KiB and headers.
@@ -25,8 +26,8 @@ const MAX_WAITING: usize = 1 << 20;
 /// How long the back end may be full before frames are thrown away, as a switch does: so two guests that wait for each
 /// other go on.
 const PATIENCE: RefTime = 500 * TICKS_PER_MS;
-/// Bytes of a VLAN tag in a frame.
-const TAG: usize = 4;
+/// The largest packet to be segmented counts from the IP header or from the frame's start, as guests understand it.
+const LSO_SLACK: usize = 64;
 
 /// What waits for the back end, in order.
 enum Item {
@@ -209,14 +210,104 @@ impl Nic {
             self.counters.tx_no_link += 1;
             return;
         }
-        let tagged = frame.get(12..14) == Some(&[0x81, 0]);
-        let most = self.rndis.max_frame() + if tagged { TAG } else { 0 };
-        if info.large_send().is_none() && frame.len() > most {
-            io.violation(format!("frame of {} bytes, {most} allowed", frame.len()));
+        if let Err(text) = self.finish(io, index, frame, info) {
+            io.violation(text);
             self.counters.tx_malformed += 1;
-            return;
         }
-        self.wire(io, index, frame.to_vec());
+    }
+
+    /// Does to a frame what its guest wants done, and sends it.
+    fn finish(
+        &mut self,
+        io: &mut DeviceIo<'_>,
+        index: u16,
+        frame: &[u8],
+        info: &PacketInfo,
+    ) -> Result<(), String> {
+        let tag = info.vlan().map(|vlan| vlan.tci());
+        if tag.is_some() {
+            if !self.rndis.facts.offloads.vlan {
+                return Err("VLAN tag as per-packet information, which is not offered".into());
+            }
+            self.counters.tx_vlan += 1;
+        }
+        let tagged = frame.get(12..14) == Some(&[0x81, 0]);
+        let most = self.rndis.max_frame() + if tagged { frame::VLAN_TAG } else { 0 };
+        let fits = |len: usize| {
+            if len > most {
+                Err(format!("frame of {len} bytes, {most} allowed"))
+            } else {
+                Ok(())
+            }
+        };
+        if let Some(large) = info.large_send() {
+            return self.segment(io, index, frame, large, tag, &fits);
+        }
+        fits(frame.len())?;
+        let mut frame = frame.to_vec();
+        if let Some(checksum) = info.tx_checksum() {
+            let offered = &self.config.offloads;
+            for (flags, on) in [
+                (TxChecksum::IPV4 | TxChecksum::TCP, offered.tcp4),
+                (TxChecksum::IPV6 | TxChecksum::TCP, offered.tcp6),
+                (TxChecksum::IPV4 | TxChecksum::UDP, offered.udp4),
+                (TxChecksum::IPV6 | TxChecksum::UDP, offered.udp6),
+                (TxChecksum::IPV4 | TxChecksum::IP_HEADER, offered.ip4),
+            ] {
+                if checksum.0 & flags == flags && !on {
+                    return Err("checksum to be filled in, which is not offered".into());
+                }
+            }
+            frame::fill(&mut frame, checksum).map_err(|e| format!("checksum: {e}"))?;
+            self.counters.tx_checksummed += 1;
+        }
+        self.tag_and_wire(io, index, frame, tag);
+        Ok(())
+    }
+
+    /// Cuts up a large packet.
+    fn segment(
+        &mut self,
+        io: &mut DeviceIo<'_>,
+        index: u16,
+        frame: &[u8],
+        large: LargeSend,
+        tag: Option<u16>,
+        fits: &dyn Fn(usize) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let offered = &self.config.offloads;
+        let on = if large.is_ipv6() {
+            offered.lso6
+        } else {
+            offered.lso4
+        };
+        if !on || !large.is_v2() {
+            return Err("packet to be segmented, which is not offered".into());
+        }
+        if frame.len() > LSO_MAX_SIZE as usize + LSO_SLACK {
+            return Err(format!("packet of {} bytes to be segmented", frame.len()));
+        }
+        let mut pieces = frame::segments(frame, large).map_err(|e| format!("large send: {e}"))?;
+        let mut piece = Vec::new();
+        while pieces.next_into(&mut piece) {
+            fits(piece.len())?;
+            self.tag_and_wire(io, index, std::mem::take(&mut piece), tag);
+        }
+        self.counters.tx_lso += 1;
+        Ok(())
+    }
+
+    fn tag_and_wire(
+        &mut self,
+        io: &mut DeviceIo<'_>,
+        index: u16,
+        mut frame: Vec<u8>,
+        tag: Option<u16>,
+    ) {
+        if let Some(tci) = tag {
+            frame::insert_vlan(&mut frame, tci);
+        }
+        self.wire(io, index, frame);
     }
 
     /// A finished frame, which a fault may hit.

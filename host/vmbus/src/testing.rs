@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use hv_partition::{GuestRam, HypercallSink, Machine, Partition, PostError, VpIndex};
 use hvctl::{Command, Reply};
 use parking_lot::Mutex;
+use vmbus_proto::gpadl::GpadlMessages;
 use vmbus_proto::msg::{
     ChannelMessage, CloseChannel, GpadlHeader, GpadlId, GpadlTeardown, HostMessage,
     InitiateContact, MessageBuffer, OfferChannel, OpenChannel, Relid, RelidReleased, RequestOffers,
     TargetInfo,
 };
-use vmbus_proto::packet::{PacketFlags, PacketType};
+use vmbus_proto::packet::{PacketFlags, PacketKind, PacketType, TransferRange};
 use vmbus_proto::range::GpaRangeHeader;
 use vmbus_proto::ring::{Consumer, Producer, ReadError};
 use vmbus_proto::{FeatureFlags, VmbusVersion};
@@ -174,6 +175,17 @@ pub struct GuestChannel {
     pub(crate) rx: Consumer<RingPages>,
 }
 
+/// A packet from the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    pub packet_type: PacketType,
+    pub flags: PacketFlags,
+    pub id: u64,
+    /// Of a transfer-page packet: the id of the buffer, and ranges in it.
+    pub ranges: Option<(u16, Vec<TransferRange>)>,
+    pub payload: Vec<u8>,
+}
+
 /// Host and guest.
 pub struct Bench {
     pub(crate) engine: Engine,
@@ -184,6 +196,8 @@ pub struct Bench {
     /// What the engine sees of it.
     pub(crate) clock: Arc<Mutex<Instant>>,
     pub(crate) offers: HashMap<String, OfferChannel>,
+    /// Relids by class and index.
+    relids: HashMap<(String, u16), Relid>,
     client: Client,
     lines: Receiver<String>,
     next_id: u64,
@@ -224,6 +238,7 @@ impl Bench {
             now,
             clock,
             offers: HashMap::new(),
+            relids: HashMap::new(),
             client: Client::new(sender),
             lines,
             next_id: 1,
@@ -290,6 +305,8 @@ impl Bench {
             match message {
                 HostMessage::OfferChannel(offer) => {
                     let name = vmbus_proto::class::class_of(&offer.class_id).name;
+                    self.relids
+                        .insert((name.into(), offer.subchannel_index), offer.relid);
                     self.offers.insert(name.into(), offer);
                 }
                 HostMessage::AllOffersDelivered(_) => return true,
@@ -317,6 +334,40 @@ impl Bench {
             self.engine.signal(relid, count, self.now);
         }
         self.engine.tick(self.now);
+    }
+
+    /// The relid of channel `index` of the device of class `name`, as offered last.
+    pub fn relid(&self, name: &str, index: u16) -> Option<Relid> {
+        self.relids.get(&(name.to_owned(), index)).copied()
+    }
+
+    /// Shares pages by a GPADL of channel `relid`.
+    pub fn share(&mut self, relid: Relid, pfns: &[u64]) -> GpadlId {
+        let gpadl = GpadlId(self.next_gpadl);
+        self.next_gpadl += 1;
+        let bytes = pfns.len() as u32 * 4096;
+        let messages = GpadlMessages::new(relid, gpadl, 0, bytes, pfns.iter().copied());
+        for message in messages.expect("a GPADL") {
+            self.raw(message.as_bytes());
+        }
+        assert!(
+            matches!(self.heard(), Some(HostMessage::GpadlCreated(g)) if g.status.is_success())
+        );
+        gpadl
+    }
+
+    /// Takes a GPADL back.
+    pub fn unshare(&mut self, relid: Relid, gpadl: GpadlId) {
+        self.send(GpadlTeardown {
+            relid,
+            gpadl,
+            ..GpadlTeardown::blank()
+        });
+        let heard = self.heard();
+        assert!(
+            matches!(heard, Some(HostMessage::GpadlTorndown(t)) if t.gpadl == gpadl),
+            "{heard:?}"
+        );
     }
 
     /// Opens the channel of class `name` with rings of `pages` pages each.
@@ -382,7 +433,17 @@ impl Bench {
             gpadl,
             ..GpadlTeardown::blank()
         });
-        assert!(matches!(self.heard(), Some(HostMessage::GpadlTorndown(t)) if t.gpadl == gpadl));
+        // Sub-channels go with their primary channel.
+        let heard = loop {
+            match self.heard() {
+                Some(HostMessage::RescindChannelOffer(_)) => {}
+                other => break other,
+            }
+        };
+        assert!(
+            matches!(heard, Some(HostMessage::GpadlTorndown(t)) if t.gpadl == gpadl),
+            "{heard:?}"
+        );
     }
 
     pub fn release(&mut self, relid: u32) {
@@ -421,6 +482,55 @@ impl Bench {
             }
             Err(e) => panic!("host wrote {e}"),
         }
+    }
+
+    /// The next packet, as it is.
+    pub fn receive_packet(&mut self, channel: &mut GuestChannel) -> Option<Heard> {
+        let mut buf = vec![0; 65536];
+        let heard = match channel.rx.read(&mut buf) {
+            Ok(packet) => Heard {
+                packet_type: packet.descriptor.packet_type,
+                flags: packet.descriptor.flags,
+                id: packet.transaction_id(),
+                ranges: match packet.kind {
+                    PacketKind::TransferPages { set_id, ranges } => {
+                        Some((set_id, ranges.iter().collect()))
+                    }
+                    _ => None,
+                },
+                payload: packet.payload.to_vec(),
+            },
+            Err(ReadError::Empty) => {
+                let _ = channel.rx.finish();
+                return None;
+            }
+            Err(e) => panic!("host wrote {e}"),
+        };
+        let drained = channel.rx.finish();
+        self.partition
+            .events
+            .lock()
+            .remove(&(VpIndex(1), channel.relid as u16));
+        if drained.signal {
+            self.signal(channel.relid);
+        }
+        Some(heard)
+    }
+
+    /// Completes a packet of the host.
+    pub fn complete(&mut self, channel: &mut GuestChannel, id: u64, payload: &[u8]) {
+        channel.tx.send_completion(id, payload).expect("room");
+        if channel.tx.commit() {
+            self.signal(channel.relid);
+        } else {
+            self.run();
+        }
+    }
+
+    /// Whether the guest has been signalled for the channel since it last read a packet.
+    pub fn is_signalled(&self, channel: &GuestChannel) -> bool {
+        let event = (VpIndex(1), channel.relid as u16);
+        self.partition.events.lock().contains(&event)
     }
 
     /// Sends a packet and signals if the ring says so.

@@ -799,7 +799,8 @@ impl PacketHeader {
         // Where the frame starts (from byte 8) and its size; no out-of-band data.
         sink.put_u64(pair(RNDIS_PACKET_SIZE.wrapping_add(ppi_len), self.data_len));
         sink.put_u64(0);
-        sink.put_u64(pair(0, RNDIS_PACKET_SIZE));
+        // With an offset but no PPI Linux complains (`rndis_filter.c`, `rndis_get_ppi`).
+        sink.put_u64(pair(0, if ppi_len == 0 { 0 } else { RNDIS_PACKET_SIZE }));
         sink.put_u64(pair(ppi_len, 0));
         sink.put_u32(0);
         let mut put = |flag: u32, ppi_type: PpiType, value: u32| {

@@ -3,7 +3,7 @@
 //! Arguments of a NIC, as the plugin gets them: `net0:backend=passt:mtu=9000:offload=-rsc`.
 
 use hvctl::parse_size;
-use vmbus_proto::net::nvsp::{NvspVersion, MAX_CHANNELS};
+use vmbus_proto::net::nvsp::{NvspVersion, TableForm, MAX_CHANNELS};
 use vmbus_proto::net::rss::{DEFAULT_TABLE_SIZE, MAX_TABLE_SIZE};
 use vmbus_proto::net::server::DEFAULT_MTU;
 use vmbus_proto::net::MacAddress;
@@ -47,6 +47,8 @@ pub struct NicConfig {
     pub send_section: u32,
     /// Entries of the indirection table for received frames.
     pub table: u16,
+    /// How a send-indirection table is laid out.
+    pub table_form: TableForm,
     /// Receive sections at most.
     pub recv_sections: u32,
     /// Whether the guest may change its address.
@@ -150,6 +152,7 @@ impl NicConfig {
             friendly_name: "Network Adapter".into(),
             send_section: SEND_SECTION,
             table: DEFAULT_TABLE_SIZE as u16,
+            table_form: TableForm::Compact,
             recv_sections: u32::MAX,
             mac_change: true,
             backend: "echo".into(),
@@ -202,13 +205,21 @@ impl NicConfig {
                     .ok_or("expected a multiple of 8 from 2K to 1M")?;
             }
             "table" => self.table = number(value, 1, MAX_TABLE_SIZE as u16)?,
+            "send-table" => {
+                self.table_form = match value {
+                    "compact" => TableForm::Compact,
+                    "wide" => TableForm::Wide,
+                    "wrong-offset" => TableForm::WideWrongOffset,
+                    _ => return Err("expected compact, wide or wrong-offset".into()),
+                }
+            }
             "recv-sections" => self.recv_sections = number(value, 2, u32::MAX)?,
             // Looked at when the address is known, which it does not depend on.
             "instance" => {}
             _ => {
                 return Err(
                     "expected backend=, mac=, mac-change=, mtu=, max=, subchannels=, offload=, speed=, link=, name=, \
-                     send-section=, table=, recv-sections= or instance="
+                     send-section=, send-table=, table=, recv-sections= or instance="
                         .into(),
                 )
             }
@@ -244,6 +255,7 @@ mod tests {
                 ("name", "blue"),
                 ("send-section", "4K"),
                 ("table", "64"),
+                ("send-table", "wrong-offset"),
                 ("recv-sections", "20"),
             ],
         )
@@ -279,6 +291,7 @@ mod tests {
             ("subchannels", "64", "to 63"),
             ("offload", "lso5", "lso5"),
             ("send-section", "1000", "multiple of 8"),
+            ("send-table", "x", "wrong-offset"),
             ("instance", "x", "not a GUID"),
             ("colour", "blue", "expected backend="),
         ] {

@@ -321,6 +321,11 @@ impl Faults {
         Fate::Once
     }
 
+    /// The guest may complete a transaction that is none.
+    pub(crate) fn allow(&mut self, queue: u16, id: u64) {
+        self.repeated.push((queue, id));
+    }
+
     /// The transaction that the guest means by an id.
     pub(crate) fn real_id(&mut self, queue: u16, id: u64) -> u64 {
         let found = self

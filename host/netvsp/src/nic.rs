@@ -351,7 +351,7 @@ impl Nic {
         }
         self.send_table = table.to_vec();
         let mut message = [0; MAX_TABLE_MESSAGE];
-        let bytes = SendTable::new(table).message(TableForm::Compact, &mut message);
+        let bytes = SendTable::new(table).message(self.config.table_form, &mut message);
         self.post(io, 0, Message::notice(NetMessage::SendTable, bytes));
         true
     }
@@ -480,6 +480,9 @@ impl Nic {
     fn post_early(&mut self, io: &mut DeviceIo<'_>, index: u16) {
         for kind in self.faults.on_open(index) {
             let message = early(kind, self.recv.as_ref().map(|r| r.id));
+            if message.transfer.is_some() {
+                self.faults.allow(index, message.id);
+            }
             self.post(io, index, message);
         }
         if let Some(chan) = self.channel(index) {

@@ -4,6 +4,7 @@
 
 mod frames;
 mod hostile;
+mod offloads;
 mod requests;
 
 use std::collections::{HashMap, VecDeque};

@@ -20,8 +20,7 @@ use thiserror::Error;
 
 use crate::program::Running;
 
-/// Pause before a device is opened again after an error, so that a driver that fails every time does not keep a
-/// CPU busy.
+/// See [`pause`].
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a device cannot be used. Each says what to do.
@@ -162,6 +161,12 @@ impl Node {
         }
         Ok(fd)
     }
+}
+
+/// Waits a moment, so that a device that fails every time does not keep a CPU busy. True: we are to stop.
+#[must_use]
+pub fn pause(running: &Running) -> bool {
+    wait(running.signals.as_fd(), None, PAUSE)
 }
 
 /// Waits for `signals` or `other` to become readable. True: it was `signals`.

@@ -18,7 +18,7 @@
 
 pub mod commands;
 pub mod device;
-//pub mod fcopy;
+pub mod fcopy;
 pub mod files;
 pub mod kvp;
 pub mod logging;

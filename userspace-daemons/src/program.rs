@@ -78,6 +78,19 @@ pub fn start(tag: &'static str, common: &Common) -> Result<Running, ExitCode> {
 }
 
 impl Running {
+    /// A daemon that no signal ends and nobody waits for: for tests, and for a service inside of another program.
+    ///
+    /// # Errors
+    ///
+    /// Of signalfd(2).
+    pub fn embedded() -> io::Result<Self> {
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        Ok(Self {
+            signals: SignalFd::with_flags(&SigSet::empty(), flags)?,
+            starter: false,
+        })
+    }
+
     /// Tells the starter and systemd that the daemon serves.
     pub fn ready(&mut self, status: &str) {
         notify(&format!("READY=1\nSTATUS={status}"));

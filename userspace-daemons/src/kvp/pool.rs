@@ -345,6 +345,9 @@ mod tests {
     }
 
     proptest! {
+        // Each step syncs.
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
         #[test]
         fn a_pool_is_a_map(steps in prop::collection::vec((0u8..3, 0u8..6, "[a-z]{0,8}"), 0..40)) {
             let (_directory, pools) = pools();

@@ -20,6 +20,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -56,14 +57,23 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Starts the watchdog: this program with `arguments`, the socket as its stdin.
+    /// Starts the watchdog: this program with `arguments`.
     ///
     /// # Errors
     ///
     /// Of starting it.
     pub fn start(arguments: &[&str]) -> io::Result<Self> {
+        Self::start_program(&env::current_exe()?, arguments)
+    }
+
+    /// Starts `program` as the watchdog, the socket its stdin.
+    ///
+    /// # Errors
+    ///
+    /// Of starting it.
+    pub fn start_program(program: &Path, arguments: &[&str]) -> io::Result<Self> {
         let (mine, its) = pair()?;
-        let child = Command::new(env::current_exe()?)
+        let child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::from(its))
             .stdout(Stdio::null())

@@ -38,7 +38,8 @@ const READY: &[u8] = b"ready";
 pub struct Running {
     /// Readable when the daemon is to end (SIGTERM, SIGINT).
     pub signals: SignalFd,
-    starter: bool,
+    /// A process waits until we are ready; how to log from then on.
+    starter: Option<(&'static str, bool)>,
 }
 
 /// Starts a daemon: to the background unless told otherwise, logging, signals.
@@ -73,7 +74,7 @@ pub fn start(tag: &'static str, common: &Common) -> Result<Running, ExitCode> {
     info!("{tag} {} starting", env!("CARGO_PKG_VERSION"));
     Ok(Running {
         signals,
-        starter: child,
+        starter: child.then_some((tag, common.debug)),
     })
 }
 
@@ -87,23 +88,17 @@ impl Running {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         Ok(Self {
             signals: SignalFd::with_flags(&SigSet::empty(), flags)?,
-            starter: false,
+            starter: None,
         })
     }
 
     /// Tells the starter and systemd that the daemon serves.
     pub fn ready(&mut self, status: &str) {
         notify(&format!("READY=1\nSTATUS={status}"));
-        if std::mem::take(&mut self.starter) {
+        if let Some((tag, debug)) = self.starter.take() {
+            logging::init(tag, Target::Syslog, debug);
             let _ = rustix::io::write(rustix::stdio::stdout(), READY);
-            if let Ok(null) = rustix::fs::open(
-                "/dev/null",
-                rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
-                rustix::fs::Mode::empty(),
-            ) {
-                let _ = rustix::stdio::dup2_stdout(&null);
-                let _ = rustix::stdio::dup2_stderr(&null);
-            }
+            detach_output();
         }
     }
 
@@ -111,6 +106,15 @@ impl Running {
     #[must_use]
     pub fn stop_asked(&self) -> bool {
         matches!(self.signals.read_signal(), Ok(Some(_)))
+    }
+}
+
+/// Lets go of the terminal, or whatever stdout and stderr are.
+pub fn detach_output() {
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    if let Ok(null) = rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty()) {
+        let _ = rustix::stdio::dup2_stdout(&null);
+        let _ = rustix::stdio::dup2_stderr(&null);
     }
 }
 

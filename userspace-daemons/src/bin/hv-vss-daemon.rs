@@ -92,7 +92,14 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Some(Command::Watchdog) => {
-            logging::init("hv-vss-daemon", Target::Stderr, options.common.debug);
+            let target = match options.common.foreground {
+                true => Target::Stderr,
+                false => {
+                    program::detach_output();
+                    Target::Syslog
+                }
+            };
+            logging::init("hv-vss-daemon", target, options.common.debug);
             watchdog::main(&Kernel, || recover(&settings, &Kernel));
             ExitCode::SUCCESS
         }
@@ -110,12 +117,15 @@ fn serve(options: &Options, settings: Settings) -> ExitCode {
         ExitCode::FAILURE
     };
     recover(&settings, &Kernel);
-    let arguments = [
+    let mut arguments = vec![
         "watchdog".to_owned(),
         format!("--hooks={}", settings.hooks.directory.display()),
         format!("--hook-limit={}", settings.hooks.limit.as_secs()),
         format!("--state={}", settings.state.display()),
     ];
+    if options.common.foreground {
+        arguments.push("--foreground".to_owned());
+    }
     let start = move || {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         watchdog::Watchdog::start(&arguments)

@@ -208,8 +208,6 @@ impl<F: Freezer> Daemon<F> {
             let watchdog = (self.start)().map_err(|error| format!("no watchdog: {error}"))?;
             self.watchdog = Some(watchdog);
         }
-        // Most of what is dirty is written before anybody has to wait for it.
-        rustix::fs::sync();
         let mountinfo = fs::read(&self.settings.mountinfo)
             .map_err(|error| format!("{}: {error}", self.settings.mountinfo.display()))?;
         let selection = select(&String::from_utf8_lossy(&mountinfo), &self.settings.root);
@@ -219,6 +217,10 @@ impl<F: Freezer> Daemon<F> {
         let mut opened = Vec::new();
         for mounts in &selection.freeze {
             opened.push(open(mounts)?);
+        }
+        // Most of what is dirty is written before anybody has to wait for it; freezing tells of errors.
+        for (_, fd) in &opened {
+            let _ = rustix::fs::syncfs(fd);
         }
         let mut list: Vec<u8> = Vec::new();
         for (point, _) in &opened {

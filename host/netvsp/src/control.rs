@@ -2,6 +2,8 @@
 
 //! Control commands, and the NIC for people.
 
+use std::fmt::Write;
+
 use hv_vmbus_host::device::{Control, DeviceIo};
 use hvctl::{Command, NetBuffers, NetCounters, NetInfo, NetLink, NetQueue, NetRss, NetState};
 use serde_json::Value;
@@ -31,7 +33,11 @@ fn bytes(hex: &str) -> Result<Vec<u8>, String> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        // Never fails: a String grows.
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
 }
 
 impl Nic {

@@ -357,11 +357,7 @@ impl Nic {
     }
 
     pub(crate) fn post_vf(&mut self, io: &mut DeviceIo<'_>, serial: Option<u32>) -> bool {
-        if !self
-            .protocol
-            .version()
-            .is_some_and(|v| v >= NvspVersion::V4)
-        {
+        if self.version() < NvspVersion::V4 {
             return false;
         }
         let body = VfAssociation {

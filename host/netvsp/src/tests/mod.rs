@@ -238,7 +238,7 @@ impl Guest {
             .start(&mut self.requests, &mut out)
             .expect("a request");
         self.device = Some(loop {
-            self.control(&out[..len].to_vec());
+            self.control(&out[..len]);
             let answer = self.control_answer().expect("an answer");
             let message = HostMessage::parse(&answer).expect("a good answer");
             match machine

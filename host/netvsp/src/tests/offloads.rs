@@ -102,7 +102,7 @@ fn large_packets_are_cut_up() {
         LargeSend::new(false, 1461, 34),
         LargeSend::new(false, 0, 34),
         LargeSend::new(true, 1460, 34),
-        LargeSend(1460 | 34 << 20),
+        LargeSend(1460 | (34 << 20)),
     ] {
         let mut info = PacketInfo::NONE;
         info.set_large_send(wrong);

@@ -3,3 +3,4 @@
 mod handshake;
 mod messages;
 mod packets;
+mod server;

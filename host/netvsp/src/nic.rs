@@ -741,14 +741,14 @@ impl Device for Nic {
     }
 
     fn deadline(&self) -> Option<RefTime> {
-        [
-            self.faults.stalled_until,
-            self.rx.deadline(&self.channels),
-            self.tx.deadline(),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        let faults = [self.faults.stalled_until, self.rx.fault_deadline()];
+        // Nothing is thrown away for a stall's sake.
+        let patience = if self.is_stalled() {
+            [None, None]
+        } else {
+            [self.expiry(), self.tx.deadline()]
+        };
+        faults.into_iter().chain(patience).flatten().min()
     }
 
     fn control(&mut self, io: &mut DeviceIo<'_>, cmd: &Command) -> Control {

@@ -14,7 +14,7 @@ use vmbus_proto::net::packet::{
 use vmbus_proto::packet::TransferRange;
 
 use crate::faults::{slot, FrameHit, REORDER_TICKS};
-use crate::nic::{Chan, Nic};
+use crate::nic::Nic;
 use crate::rndis::State;
 
 /// Frames in one transfer-page packet at most, as Hyper-V does (OpenVMM `netvsp`, `NVSP_MAX_PACKETS_PER_RECEIVE`).
@@ -80,20 +80,10 @@ impl Rx {
         self.next_delayed += 1;
     }
 
-    pub(crate) fn deadline(&self, channels: &[Option<Chan>]) -> Option<RefTime> {
-        let oldest = channels
-            .iter()
-            .flatten()
-            .filter_map(|chan| chan.waiting.front().map(|frame| frame.expires))
-            .min();
-        [
-            self.delayed.first_key_value().map(|((due, _), _)| *due),
-            self.reorder_until,
-            oldest,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+    /// When something is due that a fault holds back.
+    pub(crate) fn fault_deadline(&self) -> Option<RefTime> {
+        let delayed = self.delayed.first_key_value().map(|((due, _), _)| *due);
+        [delayed, self.reorder_until].into_iter().flatten().min()
     }
 }
 
@@ -383,9 +373,16 @@ impl Nic {
         } else {
             0
         };
+        let (open, stalled) = (self.open_channels(), self.is_stalled());
+        let allowed = match &self.recv {
+            Some(recv) if !stalled => recv.allowance(index, open),
+            _ => 0,
+        };
         let Some(chan) = self.channel(index) else {
             return;
         };
+        // What choked it may be over without a completion.
+        chan.choked &= allowed == 0 || !chan.outbox.is_clear();
         if chan.choked {
             self.counters.rx_no_buffer += 1;
             return;
@@ -398,8 +395,19 @@ impl Nic {
         });
     }
 
+    /// When frames are thrown away.
+    pub(crate) fn expiry(&self) -> Option<RefTime> {
+        let fronts = self.channels.iter().flatten();
+        fronts
+            .filter_map(|chan| chan.waiting.front().map(|frame| frame.expires))
+            .min()
+    }
+
     /// Throws away what the guest did not take for too long.
     pub(crate) fn expire(&mut self, io: &mut DeviceIo<'_>) {
+        if self.is_stalled() {
+            return;
+        }
         let now = io.now();
         for chan in self.channels.iter_mut().flatten() {
             let old = chan

@@ -267,6 +267,22 @@ fn a_stalled_nic_does_nothing_and_goes_on() {
     guest.bench.pass(120, false);
     assert_eq!(guest.frames(0).len(), 1);
     assert_eq!(guest.completed(0), Some((id, NvspStatus::SUCCESS)));
+    // A long one loses nothing.
+    let inject = Command::NetInject {
+        device: "net0".into(),
+        hex: "ff".repeat(60),
+        queue: None,
+        ppi: None,
+    };
+    guest.fault(1, NetFault::Stall { ms: 3000 });
+    for _ in 0..3 {
+        guest.bench.control(inject.clone()).expect("done");
+    }
+    guest.bench.pass(2900, false);
+    assert_eq!(guest.frames(0).len(), 0);
+    guest.bench.pass(200, false);
+    assert_eq!(guest.frames(0).len(), 3);
+    assert_eq!(guest.info().counters.rx_no_buffer, 0);
     assert_eq!(guest.bench.violations().unneeded_signals, 0);
 }
 

@@ -109,6 +109,7 @@ pub fn write_initrd(env: &Env, config: &VmConfig, to: &Path) -> Result<()> {
         overlay.link(&format!("/sbin/{name}"), "/init");
     }
     overlay.link("/bin/hv-io", "/init");
+    overlay.link("/bin/hv-net", "/init");
     if config.drivers != Drivers::C || config.both_stacks || config.interactive {
         overlay.dir(RUST_MODULES);
         for item in fs::read_dir(&env.modules).with_context(|| env.modules.display().to_string())? {

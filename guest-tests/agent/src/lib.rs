@@ -227,7 +227,25 @@ pub struct LogLine {
 /// Arguments of the agent under its name `hv-io`, which prints an [`IoResult`].
 pub const IO_USAGE: &str = "hv-io DEVICE read|write random|sequential BLOCK COUNT DEPTH";
 
-/// What a run of `hv-io` did.
+/// Arguments of the agent under its name `hv-net`, which prints an [`IoResult`] too.
+pub const NET_USAGE: &str =
+    "hv-net udp-send|udp-receive|udp-echo|tcp-send|tcp-receive ADDRESS SIZE COUNT";
+
+/// Datagrams that `hv-net` sends or receives before it waits for the other side.
+pub const NET_BURST: u64 = 64;
+
+/// Ports of the peer of `hv-net`, for UDP and TCP.
+pub mod net_port {
+    /// Sends datagrams back.
+    pub const ECHO: u16 = 7;
+    /// Takes; answers the last datagram of each burst with its first eight bytes, and the end of a connection with the
+    /// number of bytes that came.
+    pub const SINK: u16 = 9;
+    /// Gives: a burst of datagrams of the size asked for, or as many bytes as asked for.
+    pub const SOURCE: u16 = 19;
+}
+
+/// What a run of `hv-io` or `hv-net` did.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
 pub struct IoResult {
     /// Requests made, each of one block.

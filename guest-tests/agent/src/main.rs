@@ -6,7 +6,7 @@
 //!   `hv.shell` on the kernel command line a shell on the console; reaps orphans. With `hv.root=DEVICE` it becomes the
 //!   init of the system on that disk instead, and the agent a service there;
 //! * as `poweroff`, `reboot`, `halt`: what the kernel's orderly_poweroff() and orderly_reboot() call;
-//! * as `hv-io`: a load on a block device, for measurements;
+//! * as `hv-io` and `hv-net`: a load on a block device or on the network, for measurements;
 //! * as `guest-agent [TTY]`: serves the protocol of the library on TTY (default /dev/ttyS1).
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ mod files;
 mod init;
 mod io;
 mod log;
+mod net;
 mod serve;
 mod uevent;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let result = match name {
         "init" => init::run(),
         "hv-io" => io::run(&args.collect::<Vec<_>>()),
+        "hv-net" => net::run(&args.collect::<Vec<_>>()),
         "poweroff" | "reboot" | "halt" => init::end(name),
         _ => serve::run(&args.next().unwrap_or_else(|| "/dev/ttyS1".into())),
     };

@@ -3,12 +3,28 @@
 //! Measurements that compare driver stacks: each runs all stacks in turn, several times over, and reports
 //! medians as a table and as JSON.
 
+pub mod counts;
+pub mod network;
+pub mod peer;
 pub mod report;
 pub mod storage;
 
 use std::fmt;
 
 use crate::Drivers;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How often.
+    pub runs: u32,
+    /// Only workloads whose name contains this.
+    pub filter: Option<String>,
+    /// Only these stacks.
+    pub stacks: Vec<Stack>,
+    /// Leave out the guests that are timed.
+    pub no_timing: bool,
+}
 
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]

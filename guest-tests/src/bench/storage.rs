@@ -3,29 +3,27 @@
 //! What a disk request costs: Rust beside C beside virtio-scsi.
 //!
 //! Each run boots a guest for each stack, twice: one that counts instructions, one that does not and is timed. The
-//! disk is the same image file. A load is run short and long, and the difference of the two is divided by the difference
-//! of their requests, so that the start of the program, the agent and its serial port cancel out.
+//! disk is the same image file. See [`counts`] for what is counted.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
-use guest_agent::{Command as Ask, IoResult, Output};
-use hvctl::profile::{Report as Profile, Symbols, KERNEL, USER};
+use guest_agent::IoResult;
+use hvctl::profile::{Symbols, KERNEL, USER};
 
-use super::report::{Report, Sample, Values};
-use super::{is_c_bus, is_virtio_bus, Stack};
-use crate::vm::{describe, SOON};
+use super::counts::{self, path_word, Part};
+use super::report::{Report, Sample};
+use super::{is_c_bus, is_virtio_bus, Options, Stack};
+use crate::vm::SOON;
 use crate::{Env, Vm, VmConfig};
 
 /// Size of the disk in MiB. In the page cache of this machine after it was made.
 const DISK_MIB: usize = 256;
 
-/// A load may take this long; on a busy machine without instruction counts the slowest takes seconds.
-const LOAD_LIMIT: Duration = Duration::from_secs(120);
+/// What lies above the driver.
+const LAYERS: &str = "SCSI and block layer";
 
 /// A load on the disk.
 #[derive(Clone, Copy, Debug)]
@@ -81,26 +79,13 @@ const METRICS: [(&str, usize); 9] = [
     ("driver", 0),
     ("bus", 0),
     ("driver + bus", 0),
-    ("SCSI and block layer", 0),
+    (LAYERS, 0),
     ("whole kernel", 0),
     ("whole guest", 0),
     ("hypercalls", 3),
     ("interrupts", 3),
     ("requests or MiB per s", 0),
 ];
-
-/// What to run.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// How often.
-    pub runs: u32,
-    /// Only workloads whose name contains this.
-    pub filter: Option<String>,
-    /// Only these stacks.
-    pub stacks: Vec<Stack>,
-    /// Leave out the guests that are timed.
-    pub no_timing: bool,
-}
 
 /// Runs the suite; `progress` is told each step.
 ///
@@ -188,14 +173,6 @@ struct Guest {
     symbols: Option<Symbols>,
 }
 
-/// Counts of one load.
-struct Counts {
-    requests: u64,
-    profile: Profile,
-    hypercalls: u64,
-    interrupts: u64,
-}
-
 impl Guest {
     fn boot(env: &Env, disk: &Disk, stack: Stack, profile: bool) -> Result<Self> {
         let what = if profile { "counted" } else { "timed" };
@@ -260,68 +237,28 @@ impl Guest {
             .into(),
         );
         argv.extend([workload.block, count, workload.depth].map(|n| n.to_string()));
-        let ask = Ask::Exec {
-            argv,
-            timeout_ms: LOAD_LIMIT.as_millis() as u64,
-        };
-        let out: Output = self.vm.agent.call(ask, LOAD_LIMIT + SOON)?;
-        if out.rc != Some(0) {
-            bail!("{}: {}", workload.name, describe(&out));
-        }
-        serde_json::from_str(&out.stdout.text()).context("hv-io")
-    }
-
-    fn counts(&self, workload: &Workload, count: u64) -> Result<Counts> {
-        let symbols = self.symbols.as_ref().context("no symbols")?;
-        let vm = &self.vm;
-        vm.reset_counters()?;
-        let before = self.interrupts()?;
-        let (result, profile) = vm.profile(symbols, || self.load(workload, count))?;
-        let after = self.interrupts()?;
-        let counters = vm.host().counters()?;
-        // These count hypercalls that are in one of the others already.
-        let twice = ["hypercall_fast", "hypercall_failed"];
-        let hypercalls = counters
-            .partition
-            .iter()
-            .filter(|(name, _)| name.starts_with("hypercall_") && !twice.contains(&name.as_str()))
-            .map(|(_, count)| count)
-            .sum();
-        Ok(Counts {
-            requests: result.ios,
-            profile,
-            hypercalls,
-            interrupts: after.saturating_sub(before),
-        })
-    }
-
-    /// Interrupts of the bus so far, on all CPUs.
-    fn interrupts(&self) -> Result<u64> {
-        Ok(count_interrupts(
-            &self.vm.sh("cat /proc/interrupts")?,
-            self.stack,
-        ))
+        counts::load(&self.vm, argv)
     }
 
     fn count(&self, workload: &Workload, run: u32) -> Result<Sample> {
+        let symbols = self.symbols.as_ref().context("no symbols")?;
+        let counted = |count| {
+            let load = || self.load(workload, count);
+            counts::count(&self.vm, symbols, self.stack, load)
+        };
         // The first load meets cold caches and lazily allocated memory.
         self.load(workload, workload.count)?;
-        let short = self.counts(workload, workload.count)?;
-        let long = self.counts(workload, workload.count * 5)?;
-        let requests = (long.requests - short.requests) as f64;
-        let per = |long: u64, short: u64| (long as f64 - short as f64) / requests;
-        let difference = long.profile.minus(&short.profile);
-        let cost = cost(self.stack, &difference, requests);
-        let mut values = cost.values;
-        values.insert("hypercalls", per(long.hypercalls, short.hypercalls));
-        values.insert("interrupts", per(long.interrupts, short.interrupts));
-        Ok(Sample {
-            workload: workload.name,
-            stack: self.stack,
+        let short = counted(workload.count)?;
+        let long = counted(workload.count * 5)?;
+        let both = (&short, &long);
+        Ok(counts::sample(
+            workload.name,
+            self.stack,
             run,
-            values,
-            functions: cost.functions,
-        })
+            both,
+            part,
+            Some(LAYERS),
+        ))
     }
 
     /// Operations per second.
@@ -330,21 +267,6 @@ impl Guest {
         let result = self.load(workload, workload.count * 10)?;
         Ok(result.ios as f64 / (result.elapsed_ns.max(1) as f64 / 1e9))
     }
-}
-
-struct Cost {
-    values: Values,
-    functions: Vec<(String, f64)>,
-}
-
-/// Where code belongs.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Driver,
-    Bus,
-    Layers,
-    Rest,
-    User,
 }
 
 fn part(stack: Stack, module: &str, function: &str) -> Part {
@@ -369,63 +291,6 @@ fn is_layer(function: &str) -> bool {
     STARTS.iter().any(|start| function.starts_with(start))
 }
 
-/// Sums a difference of two profiles up by part, per request.
-fn cost(stack: Stack, difference: &BTreeMap<(String, String), i64>, requests: f64) -> Cost {
-    let mut sums = [0i64; 5];
-    let mut functions = Vec::new();
-    for ((module, function), count) in difference {
-        let part = part(stack, module, function);
-        sums[part as usize] += count;
-        if matches!(part, Part::Driver | Part::Bus) {
-            let name = format!("{function} [{module}]");
-            functions.push((name, *count as f64 / requests));
-        }
-    }
-    functions.sort_by(|a, b| b.1.total_cmp(&a.1));
-    functions.retain(|(_, count)| count.abs() >= 0.5);
-    let of = |part: Part| sums[part as usize] as f64 / requests;
-    let (driver, bus) = (of(Part::Driver), of(Part::Bus));
-    let kernel = driver + bus + of(Part::Layers) + of(Part::Rest);
-    Cost {
-        values: [
-            ("driver", driver),
-            ("bus", bus),
-            ("driver + bus", driver + bus),
-            ("SCSI and block layer", of(Part::Layers)),
-            ("whole kernel", kernel),
-            ("whole guest", kernel + of(Part::User)),
-        ]
-        .into(),
-        functions,
-    }
-}
-
-/// Sums up the lines of `/proc/interrupts` that are the stack's.
-fn count_interrupts(text: &str, stack: Stack) -> u64 {
-    text.lines()
-        .filter(|line| match stack {
-            Stack::Rust | Stack::C => line.trim_start().starts_with("HYP:"),
-            Stack::Virtio => line.contains("virtio"),
-        })
-        .flat_map(|line| {
-            // NAME: one number for each CPU, then words.
-            line.split_whitespace()
-                .skip(1)
-                .map_while(|word| word.parse::<u64>().ok())
-                .collect::<Vec<_>>()
-        })
-        .sum()
-}
-
-/// A path within the host's list of devices, where some characters have a meaning.
-fn path_word(path: &Path) -> Result<String> {
-    let word = path.display().to_string();
-    if word.contains([',', ':', '+', ';']) {
-        bail!("{word}: a path with one of , : + ; cannot be given to the host; use another XDG_CACHE_HOME");
-    }
-    Ok(word)
-}
-
 fn virtio_args(disk: &Path) -> Vec<String> {
     let file = disk.display().to_string().replace(',', ",,");
     [
@@ -444,6 +309,7 @@ fn virtio_args(disk: &Path) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::report::Values;
     use super::*;
 
     fn sums(stack: Stack, rows: &[(&str, &str, i64)]) -> Values {
@@ -451,7 +317,7 @@ mod tests {
             .iter()
             .map(|(module, function, count)| ((module.to_string(), function.to_string()), *count))
             .collect();
-        cost(stack, &difference, 10.0).values
+        counts::cost(stack, &difference, 10.0, part, Some(LAYERS)).values
     }
 
     #[test]
@@ -495,18 +361,6 @@ mod tests {
             ],
         );
         assert_eq!((virtio["driver"], virtio["bus"]), (100.0, 95.0));
-    }
-
-    #[test]
-    fn interrupts_are_summed_over_cpus() {
-        let text = "           CPU0       CPU1\n \
-            10:        5         6   IO-APIC  10-fasteoi   virtio0\n \
-            24:       7          0  PCI-MSI 1-edge      virtio1-request\n\
-            HYP:        100        23   Hypervisor callback interrupts\n\
-            HVS:        9        9   Hyper-V stimer0 interrupts\n";
-        assert_eq!(count_interrupts(text, Stack::C), 123);
-        assert_eq!(count_interrupts(text, Stack::Rust), 123);
-        assert_eq!(count_interrupts(text, Stack::Virtio), 18);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use guest_tests::bench::{storage, Stack};
+use guest_tests::bench::{network, storage, Options, Stack};
 use guest_tests::Env;
 
 /// Measure the Rust drivers beside the kernel's C drivers beside virtio.
@@ -20,7 +20,7 @@ struct Args {
     /// How often each stack is measured; the stacks take turns.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Only workloads whose name contains this, such as "depth 1" or "write".
+    /// Only workloads whose name contains this, such as "depth 1" or "sent".
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// Only these stacks. Repeatable.
@@ -38,6 +38,8 @@ struct Args {
 enum Suite {
     /// Disk requests.
     Storage,
+    /// Frames.
+    Network,
 }
 
 fn main() -> ExitCode {
@@ -57,7 +59,7 @@ fn run(args: &Args) -> Result<()> {
     } else {
         args.stack.clone()
     };
-    let options = storage::Options {
+    let options = Options {
         runs: args.runs,
         filter: args.filter.clone(),
         stacks,
@@ -65,6 +67,7 @@ fn run(args: &Args) -> Result<()> {
     };
     let report = match args.suite {
         Suite::Storage => storage::run(&env, &options, &mut |line| println!("{line}"))?,
+        Suite::Network => network::run(&env, &options, &mut |line| println!("{line}"))?,
     };
     println!("\n{}", report.table());
     if args.functions > 0 {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::stream::{Peer, Stream};
-use crate::Link;
+use crate::{Link, Tap};
 
 /// Called by a back end, from any thread, when [`Backend::receive`] may have a frame again, when [`Backend::send`] may
 /// have room again, or when the link changed.
@@ -135,12 +135,13 @@ pub fn open(text: &str) -> Result<Box<dyn Backend>, String> {
             let arguments = rest.split(';').filter(|argument| !argument.is_empty());
             stream(Peer::Passt(arguments.map(String::from).collect()))
         }
-        ("connect" | "listen" | "link", "") => Err(format!("back end '{text}': {kind};NAME")),
+        ("connect" | "listen" | "link" | "tap", "") => Err(format!("back end '{text}': {kind};NAME")),
         ("connect", path) => stream(Peer::Connect(path.into())),
         ("listen", path) => stream(Peer::Listen(path.into())),
         ("link", name) => Ok(Box::new(Link::new(name)?)),
+        ("tap", name) => Ok(Box::new(Tap::new(name))),
         _ => Err(format!(
-            "back end '{text}': expected connect;PATH, listen;PATH, passt[;ARGUMENT…], link;NAME, echo, sink or none"
+            "back end '{text}': expected connect;PATH, listen;PATH, passt[;ARGUMENT…], tap;NAME, link;NAME, echo, sink or none"
         )),
     }
 }

@@ -9,8 +9,10 @@ pub mod frame;
 mod link;
 mod passt;
 mod stream;
+mod tap;
 
 pub use backend::{open, Backend, BackendInfo, None, Sent, Sink, Waker};
 pub use echo::Echo;
 pub use link::Link;
 pub use stream::{Peer, Stream, MAX_FRAME};
+pub use tap::Tap;

@@ -26,14 +26,30 @@ pub(super) fn plan(root: &Path, interface: &Interface, config: &Config) -> Resul
         let text = format!("{} has a mapping for {name}; remove it", other.display());
         return Err(SetError::Unmanaged(text));
     }
+    let run = |program: &str| {
+        // A DHCP client that ifup starts must neither be confined as we are nor end with us.
+        let apart: &[&str] = match root.join("run/systemd/system").exists() {
+            true => &[
+                "systemd-run",
+                "--quiet",
+                "--collect",
+                "--wait",
+                "--property=KillMode=process",
+            ],
+            false => &[],
+        };
+        let mut words = command(apart);
+        words.extend(command(&[program, "--force", name]));
+        words
+    };
     let mut plan = Plan {
-        before: vec![command(&["ifdown", "--force", name])],
+        before: vec![run("ifdown")],
         changes: vec![Change {
             path,
             mode: 0o644,
             contents: file(interface, config),
         }],
-        after: vec![command(&["ifup", "--force", name])],
+        after: vec![run("ifup")],
         ..Plan::default()
     };
     let resolvconf = [

@@ -9,7 +9,7 @@
 use core::sync::atomic::Ordering;
 use hv_vmbus::{
     buffer::{Buffer, BufferSlice},
-    channel::{Endpoint, InRing, PacketType, WriteError},
+    channel::{Endpoint, InRing, PacketFlags, PacketType, SendError, WriteError},
     log::Show,
     ratelimited,
 };
@@ -175,7 +175,9 @@ impl Queue {
         let mut count = 0;
         let sent = endpoint.sender().send_with(|ring| {
             for (id, status) in &state.completions {
-                match ring.send_completion_word(*id, rndis_complete_word(*status)) {
+                let word = rndis_complete_word(*status);
+                let (kind, flags) = (PacketType::COMPLETION, PacketFlags::empty());
+                match ring.send_words(0, kind, flags, *id, [word]) {
                     Ok(()) => count += 1,
                     // Those before it are sent.
                     Err(WriteError::Full { .. }) if count != 0 => return Ok(()),
@@ -199,7 +201,7 @@ impl Queue {
                 self.link.shared.eth.rx_comp_busy.bump();
                 false
             }
-            Err(hv_vmbus::channel::SendError::Full { .. }) => {
+            Err(SendError::Full { .. }) => {
                 self.link.shared.eth.rx_comp_busy.bump();
                 false
             }
@@ -217,7 +219,11 @@ impl Queue {
         let descriptor = message.descriptor();
         match descriptor.packet_type {
             PacketType::DATA_USING_XFER_PAGES => {
-                let (packets, status) = self.on_transfer(message, state, napi);
+                let Some((packets, status)) = self.on_transfer(message, state, napi) else {
+                    // Not such a message, so that no sections are to be given back.
+                    self.malformed();
+                    return 0;
+                };
                 let done = (descriptor.transaction_id, status);
                 // There is room: looked for before.
                 let _ = state.completions.push_within_capacity(done);
@@ -294,14 +300,14 @@ impl Queue {
         }
     }
 
-    /// Takes a message about received packets. Returns how many these are, and what to tell the host.
+    /// Takes a message about received packets. Returns how many these are, and what to tell the host; `None` when it is malformed.
     #[inline]
     fn on_transfer(
         &self,
         message: &InRing<'_>,
         state: &mut RxState,
         napi: &mut Poll<'_>,
-    ) -> (u32, NvspStatus) {
+    ) -> Option<(u32, NvspStatus)> {
         const HEADER: u32 = 16;
         const FIRST: u32 = 24;
         // Behind the descriptor: the header, and the first range.
@@ -310,8 +316,7 @@ impl Queue {
             message.words::<1>(0),
             self.link.receive.as_ref(),
         ) else {
-            self.malformed();
-            return (0, NvspStatus::FAIL);
+            return None;
         };
         let count = (header >> 32) as u32;
         let room = message.descriptor().payload_offset().saturating_sub(FIRST) / 8;
@@ -320,8 +325,7 @@ impl Queue {
             && count <= room
             && count != 0;
         if !good {
-            self.malformed();
-            return (0, NvspStatus::FAIL);
+            return None;
         }
         let mut status = NvspStatus::SUCCESS;
         let mut range = first;
@@ -345,7 +349,7 @@ impl Queue {
             self.malformed();
             status = NvspStatus::FAIL;
         }
-        (count, status)
+        Some((count, status))
     }
 
     /// Takes the RNDIS message in `len` bytes of the receive buffer from `offset` on.

@@ -49,9 +49,11 @@ const DRAIN_MS: i64 = 5;
 
 /// Opens a channel's rings.
 fn params() -> OpenParams<'static> {
-    let pages = ring_size
-        .get_unsigned()
-        .clamp(MIN_RING_PAGES, MAX_RING_PAGES) as usize;
+    if ring_size.get_unsigned() < MIN_RING_PAGES {
+        ring_size.set(MIN_RING_PAGES as i32);
+        pr_info!("Increased ring_size to {} (min allowed)\n", MIN_RING_PAGES);
+    }
+    let pages = ring_size.get_unsigned().min(MAX_RING_PAGES) as usize;
     OpenParams {
         send_ring: pages * PAGE,
         recv_ring: pages * PAGE,
@@ -449,8 +451,7 @@ impl Session {
     /// `ETIMEDOUT`.
     pub(crate) fn drain(&self) -> Result {
         for _ in 0..DRAIN_TRIES {
-            let idle = self.queues.iter().zip(&self.napis).all(|(queue, napi)| {
-                napi.synchronize();
+            let idle = self.queues.iter().all(|queue| {
                 queue
                     .endpoint
                     .as_ref()

@@ -18,10 +18,9 @@ use hv_vmbus::{
 };
 use kernel::prelude::*;
 use vmbus_proto::net::{
-    nvsp::{ChannelType, SendRndisPacket, MESSAGE_SIZE, NO_SECTION},
+    nvsp::{ChannelType, SendRndisPacket, NO_SECTION},
     packet::{LargeSend, PacketHeader, PacketInfo, SliceSink, TxChecksum, Vlan, MAX_HEADER_SIZE},
 };
-use zerocopy::IntoBytes;
 
 use crate::{
     net::{
@@ -108,8 +107,8 @@ struct Message<'a> {
     /// The section it is in, or begins in, and how much of it.
     section: u16,
     section_bytes: u32,
-    /// The rest.
-    ranges: &'a [Range],
+    /// The rest: pieces, with the first page frame number of each.
+    ranges: &'a [(GpaRangeHeader, u64)],
     note: Note,
     /// Bytes that the byte queue limit is to hear of.
     limit: u32,
@@ -130,33 +129,10 @@ impl Message<'_> {
         }
         .words();
         if self.ranges.is_empty() {
-            return ring.send_in_band(words.as_bytes(), id, true);
+            let (kind, flags) = (PacketType::DATA_INBAND, PacketFlags::COMPLETION_REQUESTED);
+            return ring.send_words(0, kind, flags, id, words);
         }
-        let header = |range: &Range| GpaRangeHeader {
-            byte_count: range.len,
-            byte_offset: range.offset,
-        };
-        // At most `MAX_PAGES` of them.
-        let extra = self.ranges.iter().fold(8, |sum, range| {
-            sum + 8 + 8 * header(range).page_count() as usize
-        });
-        let mut packet = ring.begin(
-            PacketType::DATA_USING_GPA_DIRECT,
-            PacketFlags::COMPLETION_REQUESTED,
-            id,
-            extra,
-            MESSAGE_SIZE,
-        )?;
-        packet.put_u64((self.ranges.len() as u64) << 32)?;
-        for range in self.ranges {
-            let header = header(range);
-            packet.put_u64(header.to_u64())?;
-            for page in 0..header.page_count() {
-                packet.put_u64(range.pfn + u64::from(page))?;
-            }
-        }
-        packet.put(words.as_bytes())?;
-        packet.finish()
+        ring.send_gpa_ranges(0, self.ranges, id, words)
     }
 }
 
@@ -437,8 +413,8 @@ impl Queue {
             }
         }
         // First the headers, if they are not in a section.
-        let mut ranges = [Range::default(); MAX_RANGES + 1];
-        let Some((room, count)) = self.find_ranges(&mut packet, &mut ranges) else {
+        let mut pieces = [NO_PIECE; MAX_RANGES + 1];
+        let Some((room, count)) = self.find_pieces(&mut packet, &mut pieces) else {
             return Err((Failed::Lost, packet));
         };
         let mut bytes = [0; HEADROOM as usize];
@@ -456,7 +432,7 @@ impl Queue {
             }
             _ => {
                 match packet.write_header(room, written) {
-                    Some(range) => ranges[0] = range,
+                    Some(range) => pieces[0] = piece(&range),
                     None => return Err((Failed::Lost, packet)),
                 }
                 (Sections::NONE, 0, 0)
@@ -470,7 +446,7 @@ impl Queue {
         let message = Message {
             section,
             section_bytes,
-            ranges: ranges.get(first..=count).unwrap_or(&[]),
+            ranges: pieces.get(first..=count).unwrap_or(&[]),
             note: Note {
                 section,
                 packets: before_packets + 1,
@@ -486,24 +462,27 @@ impl Queue {
         Ok(())
     }
 
-    /// Readies the headers of `packet`, and puts its memory into `ranges`, from the second on; returns the room for headers before
-    /// it, and how many ranges these are.
-    fn find_ranges(
+    /// Readies the headers of `packet`, and puts its memory into `pieces`, from the second on; returns the room for headers before
+    /// it, and how many pieces these are.
+    fn find_pieces(
         &self,
         packet: &mut TxPacket<'_>,
-        ranges: &mut [Range; MAX_RANGES + 1],
+        pieces: &mut [(GpaRangeHeader, u64); MAX_RANGES + 1],
     ) -> Option<(HeadRoom, usize)> {
         let eth = &self.link.shared.eth;
         // Two for the headers.
         let max_pages = MAX_PAGES - 2;
-        let (_, rest) = ranges.split_at_mut(1);
+        let mut ranges = [Range::default(); MAX_RANGES];
         let mut linear = false;
         loop {
             let Ok(room) = packet.prepare_headers(HEADROOM) else {
                 eth.tx_no_memory.bump();
                 return None;
             };
-            if let Some(found) = packet.ranges(rest, max_pages) {
+            if let Some(found) = packet.ranges(&mut ranges, max_pages) {
+                for (to, range) in pieces.iter_mut().skip(1).zip(found) {
+                    *to = piece(range);
+                }
                 return Some((room, found.len()));
             }
             if linear {
@@ -694,6 +673,24 @@ impl Queue {
         }
         sent
     }
+}
+
+/// No memory.
+const NO_PIECE: (GpaRangeHeader, u64) = (
+    GpaRangeHeader {
+        byte_count: 0,
+        byte_offset: 0,
+    },
+    0,
+);
+
+/// A range as the host takes it.
+fn piece(range: &Range) -> (GpaRangeHeader, u64) {
+    let header = GpaRangeHeader {
+        byte_count: range.len,
+        byte_offset: range.offset,
+    };
+    (header, range.pfn)
 }
 
 /// What is kept of a packet.

@@ -132,18 +132,37 @@ impl RingProducer<'_> {
         self.0.send_in_band(payload, transaction_id, completion)
     }
 
-    /// Writes the completion of the host's packet `transaction_id`, with eight bytes of payload.
+    /// See [`Producer::send_words`].
     ///
     /// # Errors
-    /// See [`Producer::begin`].
-    #[inline]
-    pub fn send_completion_word(
+    /// See there.
+    #[inline(always)]
+    pub fn send_words<const N: usize>(
         &mut self,
+        keep: u32,
+        packet_type: PacketType,
+        flags: PacketFlags,
         transaction_id: u64,
-        payload: u64,
+        payload: [u64; N],
     ) -> Result<(), WriteError> {
         self.0
-            .send_completion(transaction_id, &payload.to_le_bytes())
+            .send_words(keep, packet_type, flags, transaction_id, payload)
+    }
+
+    /// See [`Producer::send_gpa_ranges`].
+    ///
+    /// # Errors
+    /// See there.
+    #[inline]
+    pub fn send_gpa_ranges<const N: usize>(
+        &mut self,
+        keep: u32,
+        ranges: &[(GpaRangeHeader, u64)],
+        transaction_id: u64,
+        payload: [u64; N],
+    ) -> Result<(), WriteError> {
+        self.0
+            .send_gpa_ranges(keep, ranges, transaction_id, payload)
     }
 
     /// See [`Producer::send_gpa_direct_keeping`].

@@ -262,7 +262,6 @@ unsafe extern "C" {
     pub(super) fn hv_rs_napi_schedule_prep(napi: *mut Napi) -> bool;
     pub(super) fn hv_rs_napi_schedule_prepared(napi: *mut Napi);
     pub(super) fn hv_rs_napi_complete(napi: *mut Napi, done: u32) -> bool;
-    pub(super) fn hv_rs_napi_synchronize(napi: *mut Napi);
     pub(super) fn hv_rs_napi_set_prog(napi: *mut Napi, prog: *mut BpfProg);
 
     pub(super) fn hv_rs_xdp_frame(

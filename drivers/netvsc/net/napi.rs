@@ -105,12 +105,6 @@ impl<T: Poller> Napi<T> {
         unsafe { ffi::hv_rs_napi_schedule(self.raw.as_ptr()) };
     }
 
-    /// Waits for a poll in progress. May sleep.
-    pub(crate) fn synchronize(&self) {
-        // SAFETY: By the type's invariant.
-        unsafe { ffi::hv_rs_napi_synchronize(self.raw.as_ptr()) };
-    }
-
     /// Sets the XDP program that [`Poll::run_xdp`] runs.
     pub(crate) fn set_program(&self, _rtnl: &Rtnl, program: Option<Program>) {
         let raw = program.map_or(core::ptr::null_mut(), Program::into_raw);
@@ -122,7 +116,8 @@ impl<T: Poller> Napi<T> {
 impl<T: Poller> Drop for Napi<T> {
     fn drop(&mut self) {
         if *self.enabled.get_mut() {
-            let _rtnl = Rtnl::lock();
+            // If it is not to be had somebody has it, who may be the caller; that it is held is all that is wanted.
+            let _rtnl = Rtnl::try_lock();
             // SAFETY: By the type's invariant.
             unsafe { ffi::hv_rs_napi_disable(self.raw.as_ptr()) };
         }

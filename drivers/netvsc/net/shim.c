@@ -725,12 +725,6 @@ bool hv_rs_napi_complete(struct hv_rs_napi *n, u32 done)
 	return napi_complete_done(&n->napi, done);
 }
 
-/* Waits for a poll in progress. May sleep. */
-void hv_rs_napi_synchronize(struct hv_rs_napi *n)
-{
-	napi_synchronize(&n->napi);
-}
-
 /* RTNL */
 
 bool hv_rs_rtnl_trylock(void)

@@ -123,6 +123,8 @@ pub struct NetCounters {
     pub rx_refused: u64,
     /// RNDIS packets that the guest sent wrongly.
     pub tx_malformed: u64,
+    /// Frames, or packets to be segmented, that were longer than the MTU allows.
+    pub tx_too_long: u64,
     /// Packets that the host segmented (LSO).
     pub tx_lso: u64,
     /// Packets whose checksums the host filled in.

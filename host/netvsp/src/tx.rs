@@ -41,6 +41,21 @@ enum Item {
     },
 }
 
+/// Why a frame is not sent.
+enum Unfit {
+    /// It is longer than the MTU allows. No violation: what a guest had queued before it took a smaller MTU comes after
+    /// that, too.
+    TooLong,
+    /// It is not as its guest says.
+    Wrong(String),
+}
+
+impl Unfit {
+    fn not_offered(what: &str) -> Self {
+        Self::Wrong(format!("{what}, which is not offered"))
+    }
+}
+
 /// Frames from the guest on their way.
 #[derive(Default)]
 pub(crate) struct Tx {
@@ -210,9 +225,13 @@ impl Nic {
             self.counters.tx_no_link += 1;
             return;
         }
-        if let Err(text) = self.finish(io, index, frame, info) {
-            io.violation(text);
-            self.counters.tx_malformed += 1;
+        match self.finish(io, index, frame, info) {
+            Ok(()) => {}
+            Err(Unfit::TooLong) => self.counters.tx_too_long += 1,
+            Err(Unfit::Wrong(text)) => {
+                io.violation(text);
+                self.counters.tx_malformed += 1;
+            }
         }
     }
 
@@ -223,27 +242,22 @@ impl Nic {
         index: u16,
         frame: &[u8],
         info: &PacketInfo,
-    ) -> Result<(), String> {
+    ) -> Result<(), Unfit> {
         let tag = info.vlan().map(|vlan| vlan.tci());
         if tag.is_some() {
             if !self.rndis.facts.offloads.vlan {
-                return Err("VLAN tag as per-packet information, which is not offered".into());
+                return Err(Unfit::not_offered("VLAN tag as per-packet information"));
             }
             self.counters.tx_vlan += 1;
         }
         let tagged = frame.get(12..14) == Some(&[0x81, 0]);
         let most = self.rndis.max_frame() + if tagged { frame::VLAN_TAG } else { 0 };
-        let fits = |len: usize| {
-            if len > most {
-                Err(format!("frame of {len} bytes, {most} allowed"))
-            } else {
-                Ok(())
-            }
-        };
         if let Some(large) = info.large_send() {
-            return self.segment(io, index, frame, large, tag, &fits);
+            return self.segment(io, index, frame, large, tag, most);
         }
-        fits(frame.len())?;
+        if frame.len() > most {
+            return Err(Unfit::TooLong);
+        }
         let mut frame = frame.to_vec();
         if let Some(checksum) = info.tx_checksum() {
             let offered = &self.config.offloads;
@@ -255,10 +269,11 @@ impl Nic {
                 (TxChecksum::IPV4 | TxChecksum::IP_HEADER, offered.ip4),
             ] {
                 if checksum.0 & flags == flags && !on {
-                    return Err("checksum to be filled in, which is not offered".into());
+                    return Err(Unfit::not_offered("checksum to be filled in"));
                 }
             }
-            frame::fill(&mut frame, checksum).map_err(|e| format!("checksum: {e}"))?;
+            frame::fill(&mut frame, checksum)
+                .map_err(|e| Unfit::Wrong(format!("checksum: {e}")))?;
             self.counters.tx_checksummed += 1;
         }
         self.tag_and_wire(io, index, frame, tag);
@@ -273,8 +288,8 @@ impl Nic {
         frame: &[u8],
         large: LargeSend,
         tag: Option<u16>,
-        fits: &dyn Fn(usize) -> Result<(), String>,
-    ) -> Result<(), String> {
+        most: usize,
+    ) -> Result<(), Unfit> {
         let offered = &self.config.offloads;
         let on = if large.is_ipv6() {
             offered.lso6
@@ -282,15 +297,19 @@ impl Nic {
             offered.lso4
         };
         if !on || !large.is_v2() {
-            return Err("packet to be segmented, which is not offered".into());
+            return Err(Unfit::not_offered("packet to be segmented"));
         }
         if frame.len() > LSO_MAX_SIZE as usize + LSO_SLACK {
-            return Err(format!("packet of {} bytes to be segmented", frame.len()));
+            let text = format!("packet of {} bytes to be segmented", frame.len());
+            return Err(Unfit::Wrong(text));
         }
-        let mut pieces = frame::segments(frame, large).map_err(|e| format!("large send: {e}"))?;
+        let mut pieces =
+            frame::segments(frame, large).map_err(|e| Unfit::Wrong(format!("large send: {e}")))?;
         let mut piece = Vec::new();
         while pieces.next_into(&mut piece) {
-            fits(piece.len())?;
+            if piece.len() > most {
+                return Err(Unfit::TooLong);
+            }
             self.tag_and_wire(io, index, std::mem::take(&mut piece), tag);
         }
         self.counters.tx_lso += 1;

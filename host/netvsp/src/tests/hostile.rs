@@ -53,7 +53,6 @@ fn attack_malformed_rndis_packets() {
         vec![0; 1],
         // A good one, and then rubbish.
         [&good[..], &[1, 0, 0, 0]].concat(),
-        Guest::rndis(&frame([9; 6], 1515), PacketInfo::NONE, 0),
     ] {
         count += 1;
         guest.send_direct(0, ChannelType::DATA, &bytes);

@@ -97,9 +97,16 @@ fn large_packets_are_cut_up() {
     );
     let queue = info_now.queues[0];
     assert_eq!((queue.tx_packets, queue.tx_frames), (1, 7));
-    // Pieces larger than the MTU, of no bytes, and by the old version.
+    // Pieces larger than the MTU.
+    let mut info = PacketInfo::NONE;
+    info.set_large_send(LargeSend::new(false, 1461, 34));
+    send(&mut guest, &large, info);
+    assert_eq!(
+        (guest.violations(), guest.info().counters.tx_too_long),
+        (0, 1)
+    );
+    // Of no bytes, of another protocol, and by the old version.
     for wrong in [
-        LargeSend::new(false, 1461, 34),
         LargeSend::new(false, 0, 34),
         LargeSend::new(true, 1460, 34),
         LargeSend(1460 | (34 << 20)),

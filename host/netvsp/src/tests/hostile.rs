@@ -64,6 +64,13 @@ fn attack_malformed_rndis_packets() {
         1,
         "the good one before rubbish"
     );
+    // What a guest had queued before it took a smaller MTU is lost, and nothing else.
+    let long = Guest::rndis(&frame([9; 6], 1515), PacketInfo::NONE, 0);
+    let id = guest.send_direct(0, ChannelType::DATA, &long);
+    assert_eq!(guest.completed(0), Some((id, NvspStatus::SUCCESS)));
+    let lost = guest.info().counters.tx_too_long;
+    assert_eq!((guest.violations(), lost), (count, 1));
+    assert_eq!(guest.wire.lock().sent.len(), 1);
     let id = guest.send_direct(0, ChannelType::DATA, &good);
     assert_eq!(guest.completed(0), Some((id, NvspStatus::SUCCESS)));
 }

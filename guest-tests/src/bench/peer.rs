@@ -132,7 +132,7 @@ impl Device for Wire {
         let mut frame = Vec::new();
         self.stream
             .receive(&mut frame)
-            .then(|| (Rx(frame), Tx(self)))
+            .then_some((Rx(frame), Tx(self)))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Tx<'_>> {

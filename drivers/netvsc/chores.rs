@@ -140,7 +140,8 @@ fn change_link(nic: &Nic, session: &Session) {
         let since = now - last;
         if since < pause {
             let left = (pause - since)
-                .as_millis_ceil()
+                .as_millis()
+                .saturating_add(1)
                 .clamp(1, LINK_CHANGE_MS.into());
             interface.do_chores_after(left as u32);
             return;

@@ -58,14 +58,17 @@ impl OpenError {
 pub struct Node {
     path: PathBuf,
     service: &'static str,
+    module: &'static str,
 }
 
 impl Node {
-    /// The device at `path`, which `service` (as Hyper-V Manager names it) stands behind.
-    pub fn new(path: impl Into<PathBuf>, service: &'static str) -> Self {
+    /// The device at `path`, which `service` (as Hyper-V Manager names it) stands behind. With Linux' own drivers `module`
+    /// serves it.
+    pub fn new(path: impl Into<PathBuf>, service: &'static str, module: &'static str) -> Self {
         Self {
             path: path.into(),
             service,
+            module,
         }
     }
 
@@ -105,7 +108,7 @@ impl Node {
                     (`modprobe hv_vmbus_rs` or `hv_vmbus`)"
                 .into();
         }
-        let utils = ["hv_utils", "hv_utils_rs"]
+        let utils = [self.module, "hv_utils_rs"]
             .iter()
             .any(|name| root.join("sys/module").join(name).exists());
         if utils {
@@ -114,7 +117,10 @@ impl Node {
                 self.service
             )
         } else {
-            "the driver is not loaded (`modprobe hv_utils_rs` or `hv_utils`)".into()
+            format!(
+                "the driver is not loaded (`modprobe hv_utils_rs` or `{}`)",
+                self.module
+            )
         }
     }
 
@@ -285,7 +291,7 @@ mod tests {
     #[test]
     fn an_absent_node_is_explained() {
         let root = tempfile::tempdir().unwrap();
-        let node = Node::new("/nonexistent/hv_kvp", "Data Exchange");
+        let node = Node::new("/nonexistent/hv_kvp", "Data Exchange", "hv_utils");
         assert!(node.why_absent(root.path()).contains("no VMBus"));
         fs::create_dir_all(root.path().join("sys/bus/vmbus")).unwrap();
         assert!(node.why_absent(root.path()).contains("modprobe hv_utils"));

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let node = Node::new(&options.device, "Guest services");
+    let node = Node::new(&options.device, "Guest services", "uio_hv_generic");
     match fcopy::run(&node, Path::new("/"), &mut running, receiver) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -105,7 +105,7 @@ fn serve(options: &Options, network: Network) -> ExitCode {
         system: System::new("/"),
         network,
     });
-    let node = Node::new(&options.device, "Data Exchange");
+    let node = Node::new(&options.device, "Data Exchange", "hv_utils");
     match device::run(&node, &mut running, &mut daemon) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -135,7 +135,7 @@ fn serve(options: &Options, settings: Settings) -> ExitCode {
         Err(error) => return failed(&format_args!("cannot start the watchdog: {error}")),
     };
     watchdog::lock_memory();
-    let node = Node::new(&options.device, "Backup (volume shadow copy)");
+    let node = Node::new(&options.device, "Backup (volume shadow copy)", "hv_utils");
     match device::run(&node, &mut running, &mut daemon) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),

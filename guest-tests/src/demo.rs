@@ -14,6 +14,8 @@ use crate::scenarios::{clock, cost};
 use crate::vm::{describe, Vm, BOOT_LIMIT, IC_DEVICES, SOON, SYSTEM_LIMIT};
 use crate::{Drivers, Env, VmConfig};
 
+mod network;
+
 /// What to show.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -23,6 +25,8 @@ pub struct Options {
     pub smp: u32,
     /// How long the VM is frozen for the clock's step.
     pub freeze: Duration,
+    /// Show the network, too.
+    pub network: bool,
     /// Boot Debian from a synthetic disk afterwards.
     pub disk: bool,
 }
@@ -38,6 +42,8 @@ struct Stage<'a> {
     env: &'a Env,
     options: &'a Options,
     vm: Option<Vm>,
+    // What the first guest's cards are plugged into.
+    network: Option<network::Network>,
     // Of the guest that boots from a disk.
     image: Option<Scratch>,
 }
@@ -65,6 +71,7 @@ pub fn run(env: &Env, options: &Options) -> bool {
         env,
         options,
         vm: None,
+        network: None,
         image: None,
     };
     let mut rows = Vec::new();
@@ -166,6 +173,21 @@ fn steps(options: &Options) -> Vec<Step> {
         step("Take every device away and give it back".into(), rescind),
         step("The host asks for a clean power off".into(), power_off),
     ];
+    if options.network {
+        let after_heartbeats = 4;
+        let network = [
+            step(
+                "Network: addresses by DHCP and SLAAC, ping".into(),
+                network::addresses,
+            ),
+            step(
+                "Data over the network, in each direction, with its checksum".into(),
+                network::transfer,
+            ),
+            step("Speed of the network".into(), network::speed),
+        ];
+        all.splice(after_heartbeats..after_heartbeats, network);
+    }
     if options.disk {
         all.extend([
             step("Debian boots from the synthetic SCSI disk".into(), debian),
@@ -183,9 +205,13 @@ fn say(line: impl AsRef<str>) {
 }
 
 fn boot(stage: &mut Stage) -> Result<String> {
-    let config = VmConfig::new(&log_name(stage.options), stage.options.drivers)
+    let mut config = VmConfig::new(&log_name(stage.options), stage.options.drivers)
         .smp(stage.options.smp)
         .cmdline(cost::TRACE_INIT);
+    if stage.options.network {
+        let network = stage.network.insert(network::Network::start()?);
+        config.nics = network.nics();
+    }
     let vm = Vm::boot(stage.env, config)?;
     let hello = vm.agent.hello(1, SOON)?;
     say(format!(
@@ -228,7 +254,9 @@ fn devices(stage: &mut Stage) -> Result<String> {
         .filter(|line| !line.trim().is_empty())
         .collect::<Vec<_>>()
         .join("\n"));
-    let offered = vm.host().channels()?.len();
+    let channels = vm.host().channels()?;
+    // A card's further channels are no devices.
+    let offered = channels.iter().filter(|c| c.subchannel == 0).count();
     let listed = vm.sh("ls /sys/bus/vmbus/devices | wc -l")?;
     if listed.trim() != offered.to_string() {
         bail!(
@@ -330,6 +358,7 @@ fn power_off(stage: &mut Stage) -> Result<String> {
 fn debian(stage: &mut Stage) -> Result<String> {
     // The first guest is off.
     stage.vm = None;
+    stage.network = None;
     let image = stage.env.debian_copy()?;
     let name = format!("{}-disk", log_name(stage.options));
     let config = VmConfig::new(&name, stage.options.drivers).smp(stage.options.smp);

@@ -7,14 +7,16 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
+use crate::net::dhcp;
+use crate::scenarios::network::interface;
 use crate::{Env, Vm, VmConfig};
 
-/// Boots a guest with its console on this process's terminal, loads the drivers when told to, and waits for its end.
-/// The terminal is set back afterwards.
+/// Boots a guest with its console on this process's terminal, loads the drivers when told to, has the cards `by_dhcp` get an
+/// address, and waits for the guest's end. The terminal is set back afterwards.
 ///
 /// # Errors
 /// See [`Vm::boot`].
-pub fn run(env: &Env, config: VmConfig, load: bool) -> Result<()> {
+pub fn run(env: &Env, config: VmConfig, load: bool, by_dhcp: &[String]) -> Result<()> {
     let _terminal = Terminal::save();
     let vm = Vm::boot(
         env,
@@ -37,6 +39,14 @@ pub fn run(env: &Env, config: VmConfig, load: bool) -> Result<()> {
                 "loading the {} drivers: {err:#}\r",
                 vm.config.drivers.name()
             );
+        }
+    }
+    if load || vm.config.root.is_some() {
+        for card in by_dhcp {
+            match interface(&vm, card).and_then(|name| Ok((dhcp(&vm, &name)?, name))) {
+                Ok((address, name)) => println!("{name}: {address}\r"),
+                Err(err) => println!("{card}: {err:#}\r"),
+            }
         }
     }
     if vm.config.profile {

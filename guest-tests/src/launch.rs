@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use rustix::fs::{fcntl_getfl, fcntl_setfl, mknodat, FileType, Mode, OFlags, CWD}
 use crate::cpio::{self, Archive};
 use crate::env::TempDir;
 use crate::vm::{IC_DEVICES, RUST_MODULES, SOON};
-use crate::{disks, Drivers, Env, VmConfig};
+use crate::{disks, net, Drivers, Env, VmConfig};
 
 /// A socket that QEMU connects to when it starts.
 pub struct Listener {
@@ -120,6 +120,9 @@ pub fn write_initrd(env: &Env, config: &VmConfig, to: &Path) -> Result<()> {
             }
         }
     }
+    if !config.nics.is_empty() {
+        add_program(&mut overlay, Path::new("/usr/bin/iperf3"))?;
+    }
     if config.next_kernel {
         // It boots into the same system, without a third one in it.
         let next = VmConfig {
@@ -136,6 +139,20 @@ pub fn write_initrd(env: &Env, config: &VmConfig, to: &Path) -> Result<()> {
     }
     bytes.extend_from_slice(&overlay.finish());
     fs::write(to, bytes).with_context(|| to.display().to_string())
+}
+
+/// A program of the tree and the libraries that it needs. Those of the C library are in the base archive.
+fn add_program(overlay: &mut Archive, program: &Path) -> Result<()> {
+    overlay.file(&program.to_string_lossy(), 0o755, &read(program)?);
+    let out = Command::new("ldd").arg(program).output().context("ldd")?;
+    for library in String::from_utf8_lossy(&out.stdout)
+        .split_whitespace()
+        .filter(|word| word.starts_with('/') && !word.contains("/ld-linux"))
+        .filter(|word| !word.ends_with("/libc.so.6"))
+    {
+        overlay.file(library, 0o755, &read(Path::new(library))?);
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -245,10 +262,12 @@ pub fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Resul
         }
         let mut devices = config.devices.clone();
         let disks = disks::devices(&config.disks, &config.controllers, dir)?;
-        if devices.is_empty() && !disks.is_empty() {
+        let nics = net::devices(&config.nics);
+        if devices.is_empty() && !(disks.is_empty() && nics.is_empty()) {
             devices.extend(IC_DEVICES.map(str::to_owned));
         }
         devices.extend(disks);
+        devices.extend(nics);
         if !devices.is_empty() {
             let list = devices.join("+").replace(',', ",,");
             plugin.push_str(&format!(",devices={list}"));

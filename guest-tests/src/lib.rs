@@ -19,6 +19,7 @@ pub mod env;
 pub mod interactive;
 mod launch;
 pub mod memory;
+pub mod net;
 pub mod qmp;
 pub mod runner;
 pub mod scenarios;

@@ -43,6 +43,22 @@ impl Scenario {
         }
     }
 
+    /// The same test, but only with `--full`: without, it is skipped and says why.
+    #[must_use]
+    pub fn only_full(self, reason: &str) -> Self {
+        let (run, reason) = (self.run, reason.to_owned());
+        Self {
+            run: Arc::new(move |ctx| {
+                if ctx.full {
+                    run(ctx)
+                } else {
+                    Err(Skip(reason.clone()).into())
+                }
+            }),
+            ..self
+        }
+    }
+
     /// The same test for both stacks, as `NAME-rust` and `NAME-c`.
     pub fn both(
         name: &str,

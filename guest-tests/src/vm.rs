@@ -18,6 +18,7 @@ use crate::console::Console;
 use crate::disks::Disk;
 use crate::env::TempDir;
 use crate::launch::{qemu_args, quote, shared_dir, write_initrd, Fifo, Listener};
+use crate::net::Nic;
 use crate::qmp::Qmp;
 use crate::Env;
 
@@ -67,6 +68,15 @@ impl Drivers {
         }
     }
 
+    /// The modules of the network card, loaded after those of [`Drivers::storage_modules`].
+    pub fn network_modules(self) -> &'static [&'static str] {
+        match self {
+            Self::Rust => &["hv_netvsc_rs"],
+            Self::C => &["hv_netvsc"],
+            Self::None => &[],
+        }
+    }
+
     /// As on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -104,6 +114,10 @@ pub struct VmConfig {
     pub storage: bool,
     /// Parameters for the module of the SCSI controller, such as `storvsc_vcpus_per_sub_channel=1`.
     pub storage_parameters: String,
+    /// Network cards that the emulated host offers from the start: `net0`, `net1`, …
+    pub nics: Vec<Nic>,
+    /// Parameters for the module of the network card, such as `ring_size=256`.
+    pub network_parameters: String,
     /// Boot the system on this disk of the guest (`/dev/sda`, or `UUID=` and that of its ext4 file system): the
     /// initramfs loads the drivers and hands over.
     pub root: Option<String>,
@@ -145,6 +159,8 @@ impl VmConfig {
             controllers: Vec::new(),
             storage: false,
             storage_parameters: String::new(),
+            nics: Vec::new(),
+            network_parameters: String::new(),
             root: None,
             tools: false,
             network: false,
@@ -208,6 +224,13 @@ impl VmConfig {
         self
     }
 
+    /// A network card of the emulated host, with its driver.
+    #[must_use]
+    pub fn nic(mut self, nic: Nic) -> Self {
+        self.nics.push(nic);
+        self
+    }
+
     /// With the drivers of the SCSI controller, and the programs of the Debian image.
     #[must_use]
     pub fn storage(mut self) -> Self {
@@ -232,7 +255,12 @@ impl VmConfig {
         } else {
             &[]
         };
-        [self.drivers.modules(), storage].concat()
+        let network = if self.nics.is_empty() {
+            &[]
+        } else {
+            self.drivers.network_modules()
+        };
+        [self.drivers.modules(), storage, network].concat()
     }
 
     /// Without the emulated host.
@@ -386,9 +414,10 @@ impl Vm {
         // A guest that boots from a disk has them already.
         if self.config.root.is_none() {
             for module in self.config.modules() {
-                let storage = self.config.drivers.storage_modules().contains(&module);
-                let parameters = if storage {
+                let parameters = if self.config.drivers.storage_modules().contains(&module) {
                     &self.config.storage_parameters
+                } else if self.config.drivers.network_modules().contains(&module) {
+                    &self.config.network_parameters
                 } else {
                     ""
                 };
@@ -559,11 +588,11 @@ impl Vm {
     ///
     /// # Errors
     /// The guest's error, with the path.
-    pub fn write(&self, path: &str, text: &str) -> Result<()> {
+    pub fn write(&self, path: &str, data: &(impl AsRef<[u8]> + ?Sized)) -> Result<()> {
         self.agent.call(
             Ask::Write {
                 path: path.into(),
-                data: text.into(),
+                data: Bytes(data.as_ref().to_vec()),
                 append: false,
             },
             SOON,

@@ -23,6 +23,9 @@ struct Args {
     /// How long the VM is frozen, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     freeze: u64,
+    /// Also show the network: addresses, data with its checksum, speed by iperf3.
+    #[arg(long)]
+    network: bool,
     /// Then boot Debian from a synthetic SCSI disk, write and check data on it, and power off.
     #[arg(long)]
     disk: bool,
@@ -53,6 +56,7 @@ fn run(args: &Args) -> Result<bool> {
         drivers,
         smp: args.smp,
         freeze: Duration::from_secs(args.freeze),
+        network: args.network,
         disk: args.disk,
     };
     let passed = demo::run(&env, &options);
@@ -62,6 +66,7 @@ fn run(args: &Args) -> Result<bool> {
             &env,
             VmConfig::new("demo-shell", drivers).smp(args.smp),
             true,
+            &[],
         )?;
     }
     Ok(passed)

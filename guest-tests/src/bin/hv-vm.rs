@@ -3,12 +3,14 @@
 //! `scripts/vm`: boots a guest by hand, with its console on this terminal.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{bail, ensure, Context, Result};
 use clap::Parser;
 use guest_tests::disks::{ext4_uuid, sweep, Disk, DiskArg, Scratch, Source, DEBIAN};
+use guest_tests::env::TempDir;
+use guest_tests::net::{Backend, Nic, NicArg, NicKind, Passt};
 use guest_tests::{Drivers, Env, VmConfig};
 
 const AFTER_HELP: &str = "\
@@ -65,7 +67,13 @@ struct Args {
     /// A storage controller with arguments, such as scsi0:subchannels=0:fast=off (docs/vmbus-host.md). Repeatable.
     #[arg(long, value_name = "NAME:ARGS", value_parser = controller)]
     controller: Vec<(String, String)>,
-    /// A network card (virtio) with user-mode networking.
+    /// A network card. WIRE is what its wire leads to: user (this machine's network, by passt; the guest gets its address by
+    /// DHCP, 10.0.2.2 is this machine's loopback), echo (answers ping to 10.0.0.1), sink, none, listen=PATH and connect=PATH (a
+    /// socket: two guests linked), tap=INTERFACE. OPT: forward=PORTS (user: ports of this machine that are the guest's, such as
+    /// 8022:22), and the host's own, such as mtu=9000, offload=none, subchannels=0 (docs/network-host.md). Repeatable.
+    #[arg(long, value_name = "WIRE[,OPT]…")]
+    net: Vec<NicArg>,
+    /// A virtio network card with user-mode networking.
     #[arg(long)]
     network: bool,
     /// Count guest instructions per module and function.
@@ -101,6 +109,11 @@ fn run(args: Args) -> Result<()> {
     if (args.plain || args.drivers == Drivers::None) && !attached.disks.is_empty() {
         bail!("without the emulated host or its drivers, disks need the option virtio");
     }
+    let dir = TempDir::new()?;
+    let cards = Cards::new(dir.path(), &args.net)?;
+    if (args.plain || args.drivers == Drivers::None) && !cards.nics.is_empty() {
+        bail!("without the emulated host or its drivers there is no --net; --network gives a virtio card");
+    }
     let config = VmConfig {
         smp: args.smp,
         memory: args.memory,
@@ -111,6 +124,7 @@ fn run(args: Args) -> Result<()> {
         storage: !attached.disks.is_empty() || !args.controller.is_empty(),
         disks: attached.disks,
         controllers: args.controller,
+        nics: cards.nics.clone(),
         root: attached.root,
         network: args.network,
         profile: args.profile,
@@ -120,7 +134,44 @@ fn run(args: Args) -> Result<()> {
         qemu_args: args.qemu_args,
         ..VmConfig::new("vm", args.drivers)
     };
-    guest_tests::interactive::run(&env, config, !args.no_load)
+    guest_tests::interactive::run(&env, config, !args.no_load, &cards.by_dhcp)
+}
+
+/// The network cards of the command line.
+struct Cards {
+    nics: Vec<Nic>,
+    // Those that get an address by DHCP.
+    by_dhcp: Vec<String>,
+    // One for each of those; they end with the guest.
+    _passts: Vec<Passt>,
+}
+
+impl Cards {
+    fn new(dir: &Path, args: &[NicArg]) -> Result<Self> {
+        let mut cards = Self {
+            nics: Vec::new(),
+            by_dhcp: Vec::new(),
+            _passts: Vec::new(),
+        };
+        for (number, arg) in args.iter().enumerate() {
+            let backend = match &arg.kind {
+                NicKind::Host(backend) => backend.clone(),
+                NicKind::User => {
+                    let name = format!("net{number}");
+                    let passt = Passt::start_for_user(dir, &name, &arg.forward)?;
+                    let backend = Backend::Connect(passt.socket().to_owned());
+                    cards._passts.push(passt);
+                    cards.by_dhcp.push(name);
+                    backend
+                }
+            };
+            cards.nics.push(Nic {
+                backend,
+                options: arg.options.clone(),
+            });
+        }
+        Ok(cards)
+    }
 }
 
 /// `NAME:ARGS`

@@ -8,7 +8,9 @@ mod connect;
 pub(crate) mod cost;
 mod ic;
 pub(crate) mod lifecycle;
+pub(crate) mod network;
 mod power;
+pub(crate) mod programs;
 mod refusal;
 mod services;
 pub(crate) mod storage;
@@ -44,6 +46,12 @@ pub fn suites() -> Vec<Suite> {
             about: "SCSI disks, with the Rust modules and with the in-tree C drivers",
             drivers: Drivers::Rust,
             scenarios: storage::scenarios(),
+        },
+        Suite {
+            name: "network",
+            about: "network cards, with the Rust modules and with the in-tree C drivers",
+            drivers: Drivers::Rust,
+            scenarios: network::scenarios(),
         },
     ]
 }

@@ -11,14 +11,17 @@ mod hostile;
 mod plug;
 mod tools;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
-use guest_agent::{Command as Ask, Output, Spawned};
-use hvctl::{ChannelState, Command, DiskFault, DiskInfo, DiskSpec};
+use hvctl::{Command, DiskFault, DiskInfo, DiskSpec};
 
+use super::programs::{
+    bus_dir, collect, open_channels, tool, tool_ok, tool_start, tool_within, until, until_in_guest,
+    IO_LIMIT,
+};
 use crate::runner::{equal, Ctx, Scenario};
-use crate::vm::{describe, Vm, SOON};
+use crate::vm::{Vm, SOON};
 use crate::{Drivers, VmConfig};
 
 pub fn scenarios() -> Vec<Scenario> {
@@ -35,12 +38,6 @@ pub fn scenarios() -> Vec<Scenario> {
 
 /// The controller that most tests use.
 const SCSI0: &str = "scsi0";
-
-/// For I/O that an idle machine does in seconds.
-const IO_LIMIT: Duration = Duration::from_secs(300);
-
-/// How often the state of the other side is looked at while there is no event to wait for.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// A guest in its initramfs with the storage drivers, and the programs of the Debian image below /debian.
 fn storage_guest<T>(ctx: &Ctx, config: VmConfig, test: impl FnOnce(&Vm) -> Result<T>) -> Result<T> {
@@ -121,43 +118,6 @@ fn fault(vm: &Vm, opcode: Option<u8>, count: u32, fault: DiskFault) -> Result<()
     Ok(())
 }
 
-/// Waits until `done` says so; for states of the host that have no event.
-fn until(what: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<Duration> {
-    let begin = Instant::now();
-    while !done()? {
-        ensure!(
-            begin.elapsed() < limit,
-            "not within {} s: {what}",
-            limit.as_secs()
-        );
-        std::thread::sleep(LOOK);
-    }
-    Ok(begin.elapsed())
-}
-
-/// Waits in the guest until a shell condition holds. The time that took, by the guest's clock, to some 20 ms.
-fn until_in_guest(vm: &Vm, condition: &str, limit: Duration) -> Result<Duration> {
-    let script = format!("until {condition}; do sleep 0.02; done");
-    let out = vm.run(&script, limit)?;
-    ensure!(
-        !out.killed,
-        "not within {} s in the guest: {condition}",
-        limit.as_secs()
-    );
-    ensure!(
-        out.rc == Some(0),
-        "in the guest: {condition}: {}",
-        describe(&out)
-    );
-    Ok(Duration::from_micros(out.elapsed_us))
-}
-
-/// The directory of a device on the guest's bus.
-fn bus_dir(vm: &Vm, device: &str) -> Result<String> {
-    let channel = vm.host().channel(device)?;
-    Ok(format!("/sys/bus/vmbus/devices/{}", channel.instance))
-}
-
 /// Shell pattern for the SCSI device of a LUN.
 fn scsi_pattern(vm: &Vm, device: &str, lun: u8) -> Result<String> {
     Ok(format!(
@@ -188,52 +148,6 @@ fn gone(vm: &Vm, device: &str, lun: u8) -> Result<Duration> {
         .with_context(|| format!("disk {lun} of {device} did not go"))
 }
 
-/// Runs a program of the Debian image in the guest.
-fn tool(vm: &Vm, command: &str) -> Result<Output> {
-    tool_within(vm, command, IO_LIMIT)
-}
-
-fn tool_within(vm: &Vm, command: &str, limit: Duration) -> Result<Output> {
-    let quoted = command.replace('\'', r"'\''");
-    vm.run(
-        &format!("LC_ALL=C chroot /debian /bin/sh -c '{quoted}'"),
-        limit,
-    )
-}
-
-/// Runs a program of the Debian image that must succeed; its standard output.
-fn tool_ok(vm: &Vm, command: &str) -> Result<String> {
-    let out = tool(vm, command)?;
-    ensure!(out.rc == Some(0), "{command}: {}", describe(&out));
-    Ok(out.stdout.text())
-}
-
-/// Starts a program of the Debian image.
-fn tool_start(vm: &Vm, command: &str, limit: Duration) -> Result<u64> {
-    let argv = ["chroot", "/debian", "/bin/sh", "-c", command]
-        .map(String::from)
-        .to_vec();
-    let spawned: Spawned = vm.agent.call(
-        Ask::Spawn {
-            argv,
-            timeout_ms: limit.as_millis() as u64,
-        },
-        SOON,
-    )?;
-    Ok(spawned.handle)
-}
-
-/// Waits for a program that was started.
-fn collect(vm: &Vm, handle: u64, limit: Duration) -> Result<Output> {
-    vm.agent.call(
-        Ask::Collect {
-            handle,
-            kill: false,
-        },
-        limit + SOON,
-    )
-}
-
 /// Nothing is left undone on either side.
 fn nothing_in_flight(vm: &Vm) -> Result<()> {
     until("no command in flight at the host", SOON, || {
@@ -246,15 +160,6 @@ fn nothing_in_flight(vm: &Vm) -> Result<()> {
         left.trim(),
         "0",
     )
-}
-
-/// Channels of a controller that are open at the host, the primary one included.
-fn open_channels(vm: &Vm, device: &str) -> Result<usize> {
-    let channels = vm.host().channels()?;
-    Ok(channels
-        .iter()
-        .filter(|channel| channel.device == device && channel.state == ChannelState::Open)
-        .count())
 }
 
 /// The driver's module, for sysfs.

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! A host that breaks the rules: every field of every message with values that make no sense, messages cut short, doubled, lost.
+//! The guest drops them; it neither crashes nor hangs, and delivers nothing that was not sent. The C driver is known not to
+//! stand all of this, so only ours is tried.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use anyhow::{ensure, Context, Result};
+use hvctl::{Command, NetFault, NetMessage, NetPart, Until, NET_FIELDS};
+
+use super::{cards::exchange, mac_of, net, on_wire, to_guest, wire_guest, Echo, NET0};
+use crate::net::{udp, Udp, Wire};
+use crate::runner::{Ctx, Scenario};
+use crate::scenarios::programs::{bus_dir, until, until_in_guest};
+use crate::vm::{Vm, SOON};
+
+pub fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario::new(
+            "malformed-data",
+            "every field of the packets that carry frames, with impossible values, under traffic",
+            data,
+        ),
+        Scenario::new(
+            "malformed-control",
+            "every field of NVSP and RNDIS control messages, with impossible values, while the card is set up",
+            control,
+        ),
+        Scenario::new(
+            "bad-network",
+            "frames lost, late, doubled, out of order, corrupt; a stalled host",
+            bad_network,
+        ),
+    ]
+}
+
+/// What a field is overwritten with: nothing, one, small, about a page, about a section, signed limits, all ones.
+const VALUES: [u64; 12] = [
+    0,
+    1,
+    3,
+    44,
+    4095,
+    65_535,
+    0x0100_0000,
+    0x7fff_ffff,
+    0x8000_0000,
+    0xffff_fff0,
+    0xffff_ffff,
+    u64::MAX,
+];
+
+fn fault(vm: &Vm, count: u32, fault: NetFault) -> Result<()> {
+    vm.host().call(Command::NetFault {
+        device: NET0.into(),
+        direction: None,
+        queue: None,
+        count,
+        skip: 0,
+        fault,
+    })?;
+    Ok(())
+}
+
+/// Frames that are hit, one after another, and some that are not: the latter must all be answered, and what comes back must
+/// be what was sent.
+fn hit(vm: &Vm, wire: &Wire, what: &str, hits: usize) -> Result<()> {
+    let mac = mac_of(vm, NET0)?;
+    let datagram = |text: String| to_guest(mac, Echo::PORT, text.into_bytes());
+    let sent: Vec<Udp> = (0..hits)
+        .map(|n| datagram(format!("{what} hit {n}")))
+        .collect();
+    wire.clear();
+    for frame in &sent {
+        wire.send(&frame.frame()?)?;
+    }
+    let after: Vec<Udp> = (0..5)
+        .map(|n| datagram(format!("{what} after {n}")))
+        .collect();
+    let known: HashSet<Vec<u8>> = sent
+        .iter()
+        .chain(&after)
+        .map(|udp| udp.turned().frame())
+        .collect::<Result<_>>()?;
+    let mut wrong = Vec::new();
+    let mut left: HashSet<&[u8]> = after.iter().map(|udp| udp.payload.as_slice()).collect();
+    for frame in &after {
+        wire.send(&frame.frame()?)?;
+    }
+    wire.wait(after.len(), SOON, |frame| {
+        let answer = udp(frame)?;
+        if !known.contains(&answer.frame().ok()?) || !answer.checked {
+            wrong.push(answer);
+            return None;
+        }
+        left.remove(answer.payload.as_slice()).then_some(())
+    })
+    .with_context(|| format!("{what}: the guest no longer answers"))?;
+    ensure!(
+        wrong.is_empty(),
+        "{what}: delivered what was not sent: {:?}",
+        wrong.first()
+    );
+    Ok(())
+}
+
+fn data(ctx: &Ctx) -> Result<()> {
+    let hits: u32 = ctx.count(20, 2);
+    wire_guest(ctx, ctx.config().smp(2), |vm, _, wire| {
+        let _echo = Echo::start(vm)?;
+        let mut tried = 0;
+        for field in NET_FIELDS {
+            for &message in field.messages {
+                if !matches!(message, NetMessage::Data | NetMessage::SendCompletion) {
+                    continue;
+                }
+                for value in values(field.width) {
+                    // A send completion without a transaction is a send that never ends: that is the next test's.
+                    fault(vm, hits, field.patch(message, value))?;
+                    let what = format!("{} of {message:?} = {value:#x}", field.name);
+                    hit(vm, wire, &what, hits as usize)?;
+                    fault(vm, 0, NetFault::Clear)?;
+                    tried += 1;
+                }
+            }
+        }
+        for part in [
+            NetPart::Packet,
+            NetPart::Ranges,
+            NetPart::Nvsp,
+            NetPart::Rndis,
+        ] {
+            for len in [0, 1, 4, 7, 8, 12, 16, 40, 43, 44, 50] {
+                fault(
+                    vm,
+                    hits,
+                    NetFault::Cut {
+                        message: NetMessage::Data,
+                        part,
+                        len,
+                    },
+                )?;
+                hit(
+                    vm,
+                    wire,
+                    &format!("Data cut to {len} in {part:?}"),
+                    hits as usize,
+                )?;
+                fault(vm, 0, NetFault::Clear)?;
+                tried += 1;
+            }
+        }
+        let injected = net(vm, NET0)?.counters.injected;
+        ensure!(injected >= tried, "{tried} faults were set, {injected} hit");
+        alive(vm)?;
+        // The host saw no section kept, and nothing lost of what it waits for.
+        until("all sections back", SOON, || {
+            let buffers = net(vm, NET0)?.buffers;
+            Ok(buffers.recv_free + 8 >= buffers.recv_sections)
+        })?;
+        ctx.figure(format!("{tried} kinds, {injected} messages"));
+        Ok(())
+    })
+}
+
+/// The values that fit into a field of so many bytes.
+fn values(width: u8) -> Vec<u64> {
+    let mask = if width >= 8 {
+        u64::MAX
+    } else {
+        (1 << (8 * width)) - 1
+    };
+    let mut values: Vec<u64> = VALUES.iter().map(|value| value & mask).collect();
+    values.sort_unstable();
+    values.dedup();
+    values
+}
+
+/// The card is taken away; whatever became of it, it must go.
+fn take_away(vm: &Vm) -> Result<()> {
+    vm.host().rescind(NET0)?;
+    let released = Until::Released {
+        device: NET0.into(),
+    };
+    vm.host()
+        .wait(released, SOON * 2)
+        .context("the card was not released")?;
+    Ok(())
+}
+
+fn control(ctx: &Ctx) -> Result<()> {
+    use NetMessage::{
+        Answer, Indication, InitCompletion, RecvBufCompletion, SendBufCompletion, SendTable,
+        SubchannelCompletion, Vf,
+    };
+    wire_guest(ctx, ctx.config().smp(2), |vm, _, wire| {
+        let _echo = Echo::start(vm)?;
+        let mut faults = Vec::new();
+        for field in NET_FIELDS {
+            for &message in field.messages {
+                if !matches!(
+                    message,
+                    Answer
+                        | Indication
+                        | InitCompletion
+                        | RecvBufCompletion
+                        | SendBufCompletion
+                        | SendTable
+                        | SubchannelCompletion
+                        | Vf
+                ) {
+                    continue;
+                }
+                let all = values(field.width);
+                // In CI a few of them, others for each field.
+                let some = ctx.count(all.len(), 1);
+                let first = faults.len();
+                for at in 0..some {
+                    let value = all[(first + at * 5) % all.len()];
+                    faults.push((
+                        format!("{} of {message:?} = {value:#x}", field.name),
+                        field.patch(message, value),
+                    ));
+                }
+            }
+        }
+        for message in [
+            InitCompletion,
+            RecvBufCompletion,
+            SendBufCompletion,
+            SubchannelCompletion,
+            Answer,
+        ] {
+            faults.push((
+                format!("{message:?} cut"),
+                NetFault::Cut {
+                    message,
+                    part: NetPart::Nvsp,
+                    len: 5,
+                },
+            ));
+            faults.push((format!("{message:?} twice"), NetFault::Repeat { message }));
+        }
+        let mut came_up = 0;
+        for (what, one) in &faults {
+            take_away(vm).with_context(|| format!("before {what}"))?;
+            fault(vm, 1, one.clone())?;
+            vm.host().offer(NET0)?;
+            // It comes up or it does not; either way the driver has made up its mind when the channel is closed again or runs.
+            let dir = bus_dir(vm, NET0)?;
+            let settled = until_in_guest(
+                vm,
+                &format!("[ -e {dir}/net ] || [ -e {dir} -a ! -e {dir}/driver -a -e /sys/bus/vmbus/drivers/hv_netvsc* ]"),
+                Duration::from_secs(20),
+            );
+            if settled.is_ok() && vm.run(&format!("[ -e {dir}/net ]"), SOON)?.rc == Some(0) {
+                came_up += 1;
+            }
+            fault(vm, 0, NetFault::Clear)?;
+            alive(vm).with_context(|| what.clone())?;
+        }
+        take_away(vm)?;
+        vm.host().offer(NET0)?;
+        let name = super::interface(vm, NET0).context("after all of it")?;
+        on_wire(vm, &name)?;
+        exchange(vm, wire, 50).context("after all of it")?;
+        ctx.figure(format!(
+            "{} faults, the card came up with {came_up}",
+            faults.len()
+        ));
+        Ok(())
+    })
+}
+
+/// The guest answers, and its kernel log was not flooded.
+fn alive(vm: &Vm) -> Result<()> {
+    vm.sh("true").map(drop)
+}
+
+fn bad_network(ctx: &Ctx) -> Result<()> {
+    let frames = ctx.count(2000, 200);
+    wire_guest(ctx, ctx.config().smp(2), |vm, _, wire| {
+        let _echo = Echo::start(vm)?;
+        for one in [
+            NetFault::Drop,
+            NetFault::Delay { ms: 20 },
+            NetFault::Duplicate,
+            NetFault::Reorder { window: 8 },
+            NetFault::Corrupt,
+        ] {
+            fault(vm, frames / 4, one.clone())?;
+            hit(vm, wire, &format!("{one:?}"), frames as usize / 8)?;
+            fault(vm, 0, NetFault::Clear)?;
+            exchange(vm, wire, 50).with_context(|| format!("after {one:?}"))?;
+        }
+        fault(vm, 1, NetFault::Stall { ms: 2000 })?;
+        exchange(vm, wire, 500).context("after a stall")?;
+        Ok(())
+    })
+}

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! What people change while connections are open: size of packets, number of channels, link, the device itself, CPUs. Sixteen
+//! TCP connections and sixteen flows of UDP run all the time; after each change every one of them must get on.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{ensure, Context, Result};
+use hvctl::{NetLink, Until};
+
+use super::{
+    address, by_queue, carrier, interface, link, net, passt_guest, running, statistics, NET0,
+};
+use crate::net::{IperfServer, GATEWAY, GUEST};
+use crate::runner::{equal, Ctx, Scenario};
+use crate::scenarios::programs::{
+    collect, open_channels, tool_ok, tool_start, until, until_in_guest,
+};
+use crate::vm::{describe, Vm, SOON};
+
+pub fn scenarios() -> Vec<Scenario> {
+    [
+        Scenario::both("traffic-mtu", "the MTU changes under iperf3 traffic", mtu),
+        Scenario::both(
+            "traffic-channels",
+            "ethtool -L from 1 to 8 and back under iperf3 traffic",
+            channels,
+        ),
+        Scenario::both(
+            "traffic-link",
+            "the host takes the link away and gives it back under iperf3 traffic",
+            links,
+        ),
+        Scenario::both(
+            "traffic-rescind",
+            "the card is taken away and offered again under iperf3 traffic",
+            rescind,
+        ),
+        Scenario::both(
+            "traffic-cpus",
+            "CPUs go offline and online under iperf3 traffic",
+            cpus,
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Flows of each kind.
+const FLOWS: usize = 16;
+
+/// From a change until every flow has got on, at most. TCP waits for its retransmission timer, which doubles each time
+/// nothing comes back.
+const RECOVERY: Duration = Duration::from_secs(180);
+
+/// From a rescind until the driver has let go, at most. C first waits for its ring to be read, which nobody does any more, two
+/// thousand times one or two milliseconds; on a busy machine each of them is longer.
+const RELEASE: Duration = Duration::from_secs(120);
+
+/// iperf3's clients in the guest, one for TCP and one for UDP, until they are stopped.
+struct Traffic<'a> {
+    vm: &'a Vm,
+    tcp: IperfServer,
+    _udp: IperfServer,
+    clients: Vec<u64>,
+}
+
+impl<'a> Traffic<'a> {
+    fn start(vm: &'a Vm) -> Result<Self> {
+        let (tcp, udp) = (IperfServer::start()?, IperfServer::start()?);
+        let common = format!(
+            "exec iperf3 --client {GATEWAY} --parallel {FLOWS} --time 86400 --interval 0 --forceflush"
+        );
+        let mut clients = Vec::new();
+        for (port, more) in [
+            (tcp.port(), "--length 16K --bitrate 2M"),
+            (udp.port(), "--udp --length 512 --bitrate 100K"),
+        ] {
+            let command = format!("{common} --port {port} {more} > /tmp/iperf-{port} 2>&1");
+            clients.push(tool_start(vm, &command, Duration::from_secs(86_400))?);
+        }
+        let traffic = Self {
+            vm,
+            tcp,
+            _udp: udp,
+            clients,
+        };
+        until("iperf3's connections", SOON * 2, || {
+            Ok(traffic.acknowledged()?.len() == FLOWS)
+        })
+        .with_context(|| traffic.words())?;
+        traffic.gets_on("the start")?;
+        Ok(traffic)
+    }
+
+    /// What the clients printed.
+    fn words(&self) -> String {
+        self.vm
+            .sh("cat /tmp/iperf-* | tail -n 20")
+            .unwrap_or_default()
+    }
+
+    /// Bytes that the other end has acknowledged, for each connection by its port. iperf3's own, over which the two talk, has
+    /// the first of them and is none of them.
+    fn acknowledged(&self) -> Result<BTreeMap<String, u64>> {
+        let port = self.tcp.port();
+        let text = tool_ok(
+            self.vm,
+            &format!("ss -H -O -t -n -i state established dst {GATEWAY}:{port}"),
+        )?;
+        let mut flows: BTreeMap<String, u64> = text
+            .lines()
+            .filter_map(|line| {
+                let mut words = line.split_whitespace();
+                let local = words.nth(2)?.to_owned();
+                let acknowledged = line
+                    .split_whitespace()
+                    .find_map(|word| word.strip_prefix("bytes_acked:"))?;
+                Some((local, acknowledged.parse().ok()?))
+            })
+            .collect();
+        if flows.len() > FLOWS {
+            // The one over which little was said.
+            if let Some(control) = flows
+                .iter()
+                .min_by_key(|(_, bytes)| **bytes)
+                .map(|(name, _)| name.clone())
+            {
+                flows.remove(&control);
+            }
+        }
+        Ok(flows)
+    }
+
+    /// Datagrams that came to the host, all flows together.
+    fn datagrams(&self) -> Result<u64> {
+        // UdpOutDatagrams of the guest would count what was lost, too.
+        let info = net(self.vm, NET0)?;
+        Ok(info.queues.iter().map(|queue| queue.tx_packets).sum())
+    }
+
+    /// Waits until every TCP connection has had data acknowledged since now, and frames still come to the host.
+    fn gets_on(&self, after: &str) -> Result<Duration> {
+        let before = self.acknowledged()?;
+        equal(
+            &format!("TCP connections after {after}"),
+            before.len(),
+            FLOWS,
+        )
+        .with_context(|| self.words())?;
+        let frames = self.datagrams()?;
+        let mut stuck = Vec::new();
+        let took = until("every connection gets on", RECOVERY, || {
+            let now = self.acknowledged()?;
+            stuck = before
+                .iter()
+                .filter(|(flow, bytes)| now.get(*flow).is_none_or(|now| now <= bytes))
+                .map(|(flow, _)| flow.clone())
+                .collect();
+            Ok(stuck.is_empty() && self.datagrams()? > frames)
+        })
+        .with_context(|| {
+            format!(
+                "after {after}, stuck: {}; {}; the host: {:?}",
+                stuck.join(" "),
+                self.words(),
+                net(self.vm, NET0).map(|info| (info.counters, info.queues))
+            )
+        })?;
+        self.alive(after)?;
+        Ok(took)
+    }
+
+    /// Neither client has ended.
+    fn alive(&self, after: &str) -> Result<()> {
+        let running = self.vm.sh("pidof iperf3 | wc -w")?;
+        equal(
+            &format!("iperf3 clients that run after {after}"),
+            running.trim(),
+            "2",
+        )
+        .with_context(|| self.words())
+    }
+
+    /// Ends the clients.
+    fn stop(self) -> Result<()> {
+        self.alive("all")?;
+        self.vm.sh("kill -KILL $(pidof iperf3)")?;
+        for client in self.clients {
+            let out = collect(self.vm, client, SOON)?;
+            ensure!(
+                out.signal == Some(9) || out.rc == Some(137),
+                "{}",
+                describe(&out)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The largest MTU that passt stands; more ends its connection to the host.
+pub const PASST_MTU: u32 = 65520;
+
+fn mtu(ctx: &Ctx) -> Result<()> {
+    let times: u32 = ctx.count(100, 6);
+    passt_guest(ctx, ctx.config().smp(4), |vm, name| {
+        let traffic = Traffic::start(vm)?;
+        let mut longest = Duration::ZERO;
+        for round in 0..times {
+            let mtu = [9000, 1280, PASST_MTU, 576, 1500, 4000][round as usize % 6];
+            vm.sh(&format!("ip link set {name} mtu {mtu}"))?;
+            equal(
+                "MTU",
+                vm.read(&format!("/sys/class/net/{name}/mtu"))?,
+                mtu.to_string(),
+            )?;
+            // What the host sends may be as long as always where the guest asks for less.
+            equal("MTU at the host", net(vm, NET0)?.mtu, mtu.max(1500))?;
+            longest = longest.max(traffic.gets_on(&format!("MTU {mtu}, change {round}"))?);
+        }
+        traffic.stop()?;
+        ctx.figure(format!(
+            "{times} changes, {:.1} s until all got on at most",
+            longest.as_secs_f64()
+        ));
+        Ok(())
+    })
+}
+
+fn channels(ctx: &Ctx) -> Result<()> {
+    let times: u32 = ctx.count(100, 4);
+    passt_guest(ctx, ctx.config().smp(8).memory(768), |vm, name| {
+        let traffic = Traffic::start(vm)?;
+        for round in 0..times {
+            let count = if round % 2 == 0 { 1 } else { 8 };
+            tool_ok(vm, &format!("ethtool -L {name} combined {count}"))?;
+            until("the channels at the host", SOON, || {
+                Ok(open_channels(vm, NET0)? == count)
+            })?;
+            traffic.gets_on(&format!("{count} channels, change {round}"))?;
+        }
+        traffic.stop()?;
+        ctx.figure(format!("{times} changes"));
+        Ok(())
+    })
+}
+
+fn links(ctx: &Ctx) -> Result<()> {
+    // The driver lets at most one change through every two seconds, as C does.
+    let times: u32 = ctx.count(100, 2);
+    passt_guest(ctx, ctx.config().smp(4), |vm, name| {
+        let traffic = Traffic::start(vm)?;
+        for round in 0..times {
+            link(vm, NET0, NetLink::Down)?;
+            carrier(vm, name, false)?;
+            link(vm, NET0, NetLink::Up)?;
+            carrier(vm, name, true)?;
+            traffic.gets_on(&format!("the link's return, {round}"))?;
+        }
+        // By hand: routes go with it, as always.
+        for round in 0..times {
+            vm.sh(&format!(
+                "ip link set {name} down; ip link set {name} up; ip route replace default via {GATEWAY}"
+            ))?;
+            running(vm, NET0)?;
+            traffic.gets_on(&format!("down and up by hand, {round}"))?;
+        }
+        traffic.stop()?;
+        ctx.figure(format!("{times} times by the host, {times} by hand"));
+        Ok(())
+    })
+}
+
+fn rescind(ctx: &Ctx) -> Result<()> {
+    let times: u32 = ctx.count(50, 3);
+    passt_guest(ctx, ctx.config().smp(4), |vm, _| {
+        let traffic = Traffic::start(vm)?;
+        for round in 0..times {
+            vm.host().rescind(NET0)?;
+            let released = Until::Released {
+                device: NET0.into(),
+            };
+            vm.host()
+                .wait(released, RELEASE)
+                .with_context(|| format!("not released, round {round}"))?;
+            let left = vm.sh("ls /sys/class/net | grep -c eth || true")?;
+            equal("interfaces that are left", left.trim(), "0")?;
+            vm.host().offer(NET0)?;
+            let name = interface(vm, NET0)?;
+            address(vm, &name, &format!("{GUEST}/24"))?;
+            vm.sh(&format!("ip route replace default via {GATEWAY}"))?;
+            traffic.gets_on(&format!("the new offer, {round}"))?;
+        }
+        traffic.stop()?;
+        ctx.figure(format!("{times} times"));
+        Ok(())
+    })
+}
+
+fn cpus(ctx: &Ctx) -> Result<()> {
+    const CPUS: u32 = 4;
+    let rounds: u32 = ctx.count(10, 1);
+    passt_guest(ctx, ctx.config().smp(CPUS), |vm, name| {
+        let traffic = Traffic::start(vm)?;
+        let dir = format!("/sys/class/net/{name}/device/channels");
+        for round in 0..rounds {
+            for cpu in 1..CPUS {
+                // A CPU that a channel is bound to stays; so it goes elsewhere first, as an administrator does it.
+                vm.sh(&format!(
+                    "for f in {dir}/*/cpu; do [ $(cat $f) != {cpu} ] || echo 0 > $f || exit 1; done; \
+                     echo 0 > /sys/devices/system/cpu/cpu{cpu}/online"
+                ))
+                .with_context(|| format!("CPU {cpu} offline, round {round}"))?;
+                traffic.gets_on(&format!("CPU {cpu} went, round {round}"))?;
+                vm.sh(&format!(
+                    "echo 1 > /sys/devices/system/cpu/cpu{cpu}/online; \
+                     for f in {dir}/*/cpu; do [ $(cat $f) != 0 ] || {{ echo {cpu} > $f; break; }}; done"
+                ))
+                .with_context(|| format!("CPU {cpu} online, round {round}"))?;
+                traffic.gets_on(&format!("CPU {cpu} came back, round {round}"))?;
+            }
+        }
+        // Those that came back take packets.
+        let before = by_queue(&statistics(vm, name)?, "rx_queue_", "_packets");
+        until_in_guest(vm, "sleep 1", SOON)?;
+        traffic.gets_on("all")?;
+        let after = by_queue(&statistics(vm, name)?, "rx_queue_", "_packets");
+        ensure!(
+            before.iter().sum::<u64>() < after.iter().sum::<u64>(),
+            "nothing was received: {before:?}, {after:?}"
+        );
+        traffic.stop()?;
+        ctx.figure(format!("{} times", rounds * (CPUS - 1)));
+        Ok(())
+    })
+}

@@ -26,10 +26,12 @@ HV_GUEST_MODULES="drivers/hv/ drivers/net/hyperv/ hv_storvsc drivers/uio/ driver
 	virtio_blk virtio_net virtio_scsi ext4 loop dummy failover net_failover 8021q veth"
 
 # The Debian system on a disk image: what boots from it, and the tools that tests of storage and network use
-# (Python and its YAML for the kernel's own network tests).
+# (Python and its YAML for the kernel's own network tests), and Debian's daemons for the kernel's data exchange, of the
+# kernel's own release.
 HV_DEBIAN_PACKAGES="systemd systemd-sysv udev kmod e2fsprogs xfsprogs btrfs-progs fio sg3-utils lsscsi
 	smartmontools util-linux
-	iproute2 ethtool iperf3 tcpdump dhcpcd-base iputils-ping curl bpftool socat python3 python3-yaml"
+	iproute2 ethtool iperf3 tcpdump dhcpcd-base iputils-ping curl bpftool socat python3 python3-yaml
+	hyperv-daemons/$HV_SUITE-backports sqlite3"
 HV_DEBIAN_SIZE=3G
 
 # mirror_of GLOB DEFAULT: where the machine's own apt gets a suite that matches GLOB.

@@ -3,6 +3,7 @@
 //! The driver `hv_utils`: finds out which service a device is.
 
 use crate::{
+    exchange::Exchange,
     heartbeat::Heartbeat,
     ic::{self, Ic, Service},
     shutdown::Shutdown,
@@ -19,7 +20,10 @@ use kernel::{
     prelude::*,
     sync::{Arc, Mutex}, //
 };
-use vmbus_proto::class;
+use vmbus_proto::{
+    class,
+    ic::exchange::{Fcopy, Kvp, Vss}, //
+};
 
 /// The services that this driver has.
 #[derive(Clone, Copy)]
@@ -27,6 +31,9 @@ pub(crate) enum Kind {
     Shutdown,
     Timesync,
     Heartbeat,
+    Kvp,
+    Vss,
+    Fcopy,
 }
 
 hv_vmbus::vmbus_device_table!(
@@ -36,6 +43,9 @@ hv_vmbus::vmbus_device_table!(
         (DeviceId::new(class::SHUTDOWN), Kind::Shutdown),
         (DeviceId::new(class::TIMESYNC), Kind::Timesync),
         (DeviceId::new(class::HEARTBEAT), Kind::Heartbeat),
+        (DeviceId::new(class::KVP), Kind::Kvp),
+        (DeviceId::new(class::VSS), Kind::Vss),
+        (DeviceId::new(class::FCOPY), Kind::Fcopy),
     ]
 );
 
@@ -59,6 +69,9 @@ pub(crate) enum Utility {
         _ptp: Option<PtpClock<HostClock>>,
     },
     Heartbeat(Slot<Heartbeat>),
+    Kvp(Exchange<Kvp>),
+    Vss(Exchange<Vss>),
+    Fcopy(Exchange<Fcopy>),
 }
 
 impl Utility {
@@ -75,6 +88,9 @@ impl Utility {
                 }
             }
             Kind::Heartbeat => Self::Heartbeat(slot(ic::open(dev, Heartbeat)?)?),
+            Kind::Kvp => Self::Kvp(Exchange::new(dev)?),
+            Kind::Vss => Self::Vss(Exchange::new(dev)?),
+            Kind::Fcopy => Self::Fcopy(Exchange::new(dev)?),
         })
     }
 }
@@ -103,6 +119,9 @@ impl Driver for UtilsDriver {
                 clock.forget();
             }
             Utility::Heartbeat(ic) => *ic.lock() = None,
+            Utility::Kvp(exchange) => exchange.suspend(),
+            Utility::Vss(exchange) => exchange.suspend(),
+            Utility::Fcopy(exchange) => exchange.suspend(),
         }
         Ok(())
     }
@@ -116,6 +135,9 @@ impl Driver for UtilsDriver {
                 *ic.lock() = Some(ic::open(dev, Timesync::new(clock.clone())?)?);
             }
             Utility::Heartbeat(ic) => *ic.lock() = Some(ic::open(dev, Heartbeat)?),
+            Utility::Kvp(exchange) => exchange.open(dev)?,
+            Utility::Vss(exchange) => exchange.open(dev)?,
+            Utility::Fcopy(exchange) => exchange.open(dev)?,
         }
         Ok(())
     }

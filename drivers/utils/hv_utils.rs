@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Drivers of Hyper-V's utility devices: heartbeat, guest shutdown, time synchronisation.
+//! Drivers of Hyper-V's utility devices: heartbeat, guest shutdown, time synchronisation, key-value pairs, backup, file
+//! copy.
 #![forbid(unsafe_code)]
 
 mod driver;
+mod exchange;
 mod heartbeat;
 mod ic;
 mod shutdown;

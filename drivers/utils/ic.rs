@@ -13,7 +13,7 @@ use kernel::{device::Core, new_spinlock, prelude::*, sync::SpinLock};
 use vmbus_proto::ic::{Negotiated, Outcome};
 
 /// Size of each ring in bytes, header page included (C: `HV_UTIL_RING_SEND_SIZE`: 12 KiB and the header).
-const RING: usize = 4 * 4096;
+pub(crate) const RING: usize = 4 * 4096;
 
 /// One kind of integration component.
 pub(crate) trait Service: Send + Sync + Sized + 'static {

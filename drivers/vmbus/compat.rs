@@ -100,3 +100,21 @@ macro_rules! vmbus_device_table {
         };
     };
 }
+
+/// The module that this is written in, as `&'static ThisModule`: what C calls `THIS_MODULE`.
+#[cfg(kernel_7_3)]
+#[macro_export]
+macro_rules! this_module {
+    () => {
+        ::kernel::module::this_module::<crate::LocalModule>()
+    };
+}
+
+/// The module that this is written in, as `&'static ThisModule`: what C calls `THIS_MODULE`.
+#[cfg(not(kernel_7_3))]
+#[macro_export]
+macro_rules! this_module {
+    () => {
+        &crate::THIS_MODULE
+    };
+}

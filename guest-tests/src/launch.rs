@@ -123,6 +123,15 @@ pub fn write_initrd(env: &Env, config: &VmConfig, to: &Path) -> Result<()> {
     if !config.nics.is_empty() {
         add_program(&mut overlay, Path::new("/usr/bin/iperf3"))?;
     }
+    if config.daemons {
+        // They are built with the rest of the workspace, and lie beside the plugin.
+        let dir = env.plugin.parent().unwrap_or(Path::new("."));
+        overlay.dir("/hv");
+        for service in ["kvp", "vss", "fcopy"] {
+            let name = format!("hv-{service}-daemon");
+            overlay.file(&format!("/hv/{name}"), 0o755, &read(&dir.join(&name))?);
+        }
+    }
     if config.next_kernel {
         // It boots into the same system, without a third one in it.
         let next = VmConfig {

@@ -123,6 +123,8 @@ pub struct VmConfig {
     pub root: Option<String>,
     /// Attach the Debian image read-only as a virtio disk: [`Vm::tools`] makes its programs usable.
     pub tools: bool,
+    /// Puts the daemons into the guest's initramfs, below `/hv`.
+    pub daemons: bool,
     /// A user-mode network card (virtio).
     pub network: bool,
     /// Counts guest instructions.
@@ -163,6 +165,7 @@ impl VmConfig {
             network_parameters: String::new(),
             root: None,
             tools: false,
+            daemons: false,
             network: false,
             profile: false,
             kernel: None,
@@ -236,6 +239,13 @@ impl VmConfig {
     pub fn storage(mut self) -> Self {
         self.storage = true;
         self.tools = true;
+        self
+    }
+
+    /// With the daemons below `/hv` in the initramfs.
+    #[must_use]
+    pub fn daemons(mut self) -> Self {
+        self.daemons = true;
         self
     }
 

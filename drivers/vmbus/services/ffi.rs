@@ -4,13 +4,38 @@
 
 use kernel::{
     bindings,
-    ffi::{c_char, c_int, c_void},
+    ffi::{c_char, c_int, c_long, c_void},
 };
 
 /// `struct hv_rs_ptp` of the shim.
 #[repr(C)]
 pub(super) struct Ptp {
     _opaque: [u8; 0],
+}
+
+/// `struct hv_rs_task` of the shim.
+#[repr(C)]
+pub(super) struct Task {
+    _opaque: [u8; 0],
+}
+
+/// Milliseconds until the next call, or -1.
+pub(super) type TaskStep = unsafe extern "C" fn(data: *const c_void) -> c_long;
+
+/// `struct hv_rs_node` of the shim.
+#[repr(C)]
+pub(super) struct Node {
+    _opaque: [u8; 0],
+}
+
+/// `struct hv_rs_node_ops` of the shim.
+#[repr(C)]
+pub(super) struct NodeOps {
+    pub(super) open: unsafe extern "C" fn(data: *const c_void) -> c_int,
+    pub(super) release: unsafe extern "C" fn(data: *const c_void),
+    pub(super) read: unsafe extern "C" fn(*const c_void, *mut c_char, usize) -> isize,
+    pub(super) write: unsafe extern "C" fn(*const c_void, *const c_char, usize) -> isize,
+    pub(super) put: unsafe extern "C" fn(data: *const c_void),
 }
 
 /// Reads a clock in ns since 1970; 0, or a negative errno.
@@ -39,4 +64,21 @@ unsafe extern "C" {
     );
     /// `dev` is a `struct device`.
     pub(super) fn hv_rs_uevent(dev: *mut c_void, var: *const c_char) -> c_int;
+    /// Null when there is no memory.
+    pub(super) fn hv_rs_task_new(step: TaskStep, data: *const c_void) -> *mut Task;
+    pub(super) fn hv_rs_task_schedule(task: *mut Task);
+    pub(super) fn hv_rs_task_free(task: *mut Task);
+    /// Null when there is no memory.
+    pub(super) safe fn hv_rs_node_new() -> *mut Node;
+    pub(super) fn hv_rs_node_put(node: *mut Node);
+    pub(super) fn hv_rs_node_set(node: *mut Node, readiness: u32);
+    /// `module` is a `struct module`. Takes the reference to `data` if it returns 0.
+    pub(super) fn hv_rs_node_register(
+        node: *mut Node,
+        name: *const c_char,
+        module: *mut c_void,
+        ops: *const NodeOps,
+        data: *const c_void,
+    ) -> c_int;
+    pub(super) fn hv_rs_node_unregister(node: *mut Node);
 }

@@ -3,6 +3,7 @@
 //! What the drivers of the utility devices need of the kernel, and `kernel` does not have: safe layers over single functions.
 //! Nothing here knows VMBus.
 
+pub mod chardev;
 pub mod clock;
 pub mod cpu;
 pub mod deferred;
@@ -12,3 +13,4 @@ pub mod power;
 pub mod ptp;
 pub mod rcu;
 pub mod reply;
+pub mod task;

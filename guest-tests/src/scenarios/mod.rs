@@ -6,6 +6,7 @@
 pub(crate) mod clock;
 mod connect;
 pub(crate) mod cost;
+mod exchange;
 mod ic;
 pub(crate) mod lifecycle;
 pub(crate) mod network;
@@ -52,6 +53,12 @@ pub fn suites() -> Vec<Suite> {
             about: "network cards, with the Rust modules and with the in-tree C drivers",
             drivers: Drivers::Rust,
             scenarios: network::scenarios(),
+        },
+        Suite {
+            name: "exchange",
+            about: "key-value pairs, backup and file copy, with both stacks and both daemons",
+            drivers: Drivers::Rust,
+            scenarios: exchange::scenarios(),
         },
     ]
 }

@@ -12,6 +12,7 @@
 mod client;
 pub mod disk;
 pub mod event;
+pub mod exchange;
 pub mod net;
 pub mod profile;
 pub mod reply;
@@ -20,6 +21,7 @@ pub mod request;
 pub use client::{Client, Error, Watch};
 pub use disk::*;
 pub use event::Event;
+pub use exchange::*;
 pub use net::*;
 pub use reply::*;
 pub use request::*;

@@ -13,6 +13,7 @@ use hvctl::{
 };
 
 mod disk_cmd;
+mod exchange_cmd;
 mod net_cmd;
 mod show;
 
@@ -98,6 +99,12 @@ enum Cmd {
         #[command(subcommand)]
         what: net_cmd::NetCmd,
     },
+    /// Keys and network settings of the guest.
+    Kvp(exchange_cmd::KvpArgs),
+    /// Freeze and thaw the guest's file systems.
+    Backup(exchange_cmd::BackupArgs),
+    /// Copy a file into the guest.
+    Copy(exchange_cmd::CopyArgs),
     /// Stop all virtual processors.
     Pause,
     /// Continue all virtual processors.
@@ -462,6 +469,9 @@ fn command(cmd: Cmd) -> Result<Command, Error> {
         },
         Cmd::Disk { what } => disk_cmd::command(what),
         Cmd::Net { what } => net_cmd::command(what),
+        Cmd::Kvp(args) => exchange_cmd::kvp(args),
+        Cmd::Backup(args) => exchange_cmd::backup(args),
+        Cmd::Copy(args) => exchange_cmd::copy(args)?,
         Cmd::Pause => Command::Pause,
         Cmd::Resume => Command::Resume,
         Cmd::Reset => Command::Reset,

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{DiskFault, DiskNotice, DiskSpec};
+use crate::exchange::{BackupOp, KvpOp, Sending};
 use crate::net::{NetDirection, NetFault, NetLink};
 
 /// One line from client to host.
@@ -232,6 +233,44 @@ pub enum Command {
         /// What to do to them.
         #[serde(flatten)]
         fault: NetFault,
+    },
+    /// Key-value pair device: asks the guest. Answer: [`KvpReply`](crate::KvpReply).
+    Kvp {
+        /// What.
+        #[serde(flatten)]
+        op: KvpOp,
+        /// How it is sent.
+        #[serde(default)]
+        how: Sending,
+    },
+    /// Backup device: asks the guest. Answer: [`BackupReply`](crate::BackupReply).
+    Backup {
+        /// What.
+        op: BackupOp,
+        /// How it is sent.
+        #[serde(default)]
+        how: Sending,
+    },
+    /// File copy device: copies a file of the host into the guest. Answer: [`CopyReply`](crate::CopyReply).
+    Copy {
+        /// Path of the host.
+        file: String,
+        /// Directory in the guest.
+        directory: String,
+        /// Name there.
+        name: String,
+        /// Replace a file that exists.
+        #[serde(default)]
+        overwrite: bool,
+        /// Create the directories on the way.
+        #[serde(default)]
+        create_path: bool,
+        /// Cancel after so many bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cancel_after: Option<u64>,
+        /// How the first message is sent; `wait_ms` is for the whole copy.
+        #[serde(default)]
+        how: Sending,
     },
     /// Stops all vCPUs, as QMP `stop`.
     Pause,

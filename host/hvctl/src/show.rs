@@ -38,8 +38,40 @@ pub(crate) fn for_command(cmd: &Cmd) -> fn(&Value) -> String {
         Cmd::Heartbeat { .. } => |v| typed(v, heartbeat),
         Cmd::Timesync(_) => |v| typed(v, timesync),
         Cmd::Shutdown { .. } => |v| typed(v, shutdown),
+        Cmd::Kvp(_) => |v| typed(v, |r: hvctl::KvpReply| kvp(&r)),
+        Cmd::Backup(_) => |v| typed(v, |r: hvctl::BackupReply| status_line(r.status)),
+        Cmd::Copy(_) => |v| {
+            typed(v, |r: hvctl::CopyReply| {
+                format!("{}, {} bytes", status_line(r.status), r.bytes)
+            })
+        },
         _ => plain,
     }
+}
+
+fn status_line(status: u32) -> String {
+    format!("{} ({status:#010x})", hvctl::status_text(status))
+}
+
+fn kvp(reply: &hvctl::KvpReply) -> String {
+    let mut out = String::new();
+    for pair in &reply.pairs {
+        let _ = writeln!(out, "{}={}", pair.key, pair.value);
+    }
+    if let Some(value) = &reply.value {
+        let _ = writeln!(out, "{value}");
+    }
+    if let Some(ip) = &reply.ip {
+        let _ = writeln!(
+            out,
+            "adapter   {}\ndhcp      {}\naddresses {}\nsubnets   {}\ngateways  {}\ndns       {}",
+            ip.adapter, ip.dhcp, ip.addresses, ip.subnets, ip.gateways, ip.dns
+        );
+    }
+    if reply.status != 0 || out.is_empty() {
+        out += &status_line(reply.status);
+    }
+    out.trim_end().to_owned()
 }
 
 fn plain(v: &Value) -> String {

@@ -152,6 +152,11 @@ impl Waker {
     }
 }
 
+/// A device's token, so that those of different devices differ.
+pub(crate) fn global_token(device: usize, token: u64) -> u64 {
+    ((device as u64) << 48) ^ token
+}
+
 /// What devices leave for the engine.
 #[derive(Default)]
 pub(crate) struct Requests {
@@ -317,7 +322,9 @@ impl DeviceIo<'_> {
 
     /// Answers a control command that was answered with [`Control::Later`].
     pub fn complete(&mut self, token: u64, result: Result<serde_json::Value, String>) {
-        self.requests.completions.push((token, result));
+        self.requests
+            .completions
+            .push((global_token(self.device, token), result));
     }
 
     /// Offers sub-channels 1 to `count`.

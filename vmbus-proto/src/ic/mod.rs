@@ -27,6 +27,7 @@ use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+pub mod exchange;
 pub mod fcopy;
 pub mod field;
 pub mod heartbeat;
@@ -40,7 +41,7 @@ pub mod vss;
 pub use negotiate::{Negotiated, Session};
 
 #[cfg(test)]
-mod exchange_tests;
+mod data_tests;
 #[cfg(test)]
 mod tests;
 
@@ -367,6 +368,8 @@ pub enum IcError {
     NoMessageVersion,
     /// The answer to a negotiation picks something that was not proposed.
     NotProposed(Negotiated),
+    /// A field of a request of the data exchange services.
+    Field(field::FieldError),
     /// The buffer for an outgoing message is too small: `need` bytes.
     BufferTooSmall {
         /// Bytes needed.
@@ -407,6 +410,7 @@ impl fmt::Display for IcError {
             Self::NotProposed(n) => {
                 write!(f, "answer {} / {} was not proposed", n.framework, n.message)
             }
+            Self::Field(e) => fmt::Display::fmt(e, f),
             Self::BufferTooSmall { need } => write!(f, "buffer too small, {need} bytes needed"),
         }
     }

@@ -127,7 +127,7 @@ fn scsi_pattern(vm: &Vm, device: &str, lun: u8) -> Result<String> {
 }
 
 /// The name of a disk in the guest, such as `sda`; waits for it.
-fn block(vm: &Vm, device: &str, lun: u8) -> Result<String> {
+pub(crate) fn block(vm: &Vm, device: &str, lun: u8) -> Result<String> {
     let pattern = format!("{}/block", scsi_pattern(vm, device, lun)?);
     until_in_guest(vm, &format!("ls {pattern} >/dev/null 2>&1"), SOON)
         .with_context(|| format!("disk {lun} of {device} did not come"))?;

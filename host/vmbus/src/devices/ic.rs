@@ -177,7 +177,7 @@ impl Ic {
     pub(super) fn request(&mut self, io: &mut DeviceIo<'_>, body: &[u8]) -> Result<u64, SendError> {
         let versions = self.agreed.ok_or(SendError::Closed)?;
         let id = self.next_id;
-        let mut buf = [0; 4096];
+        let mut buf = vec![0; ic::HEADERS_SIZE + body.len()];
         let n = ic::write_request(&mut buf, versions, self.service, id as u8, body)
             .map_err(|_| SendError::TooLarge)?;
         io.send(
@@ -284,6 +284,26 @@ pub(super) mod instance {
         0x4840,
         [0x80, 0x48, 0xe0, 0x67, 0x67, 0x86, 0xf3, 0x93],
     );
+    /// `lsvmbus -vv` of Hyper-V guests, as for the two below.
+    pub(crate) const VSS: Guid = Guid::new(
+        0x2450_ee40,
+        0x33bf,
+        0x4fbd,
+        [0x89, 0x2e, 0x9f, 0xb0, 0x6e, 0x92, 0x14, 0xcf],
+    );
+    /// Also in Linux' `tools/hv/hv_fcopy_uio_daemon.c`, which finds the device by it.
+    pub(crate) const FCOPY: Guid = Guid::new(
+        0xeb76_5408,
+        0x105f,
+        0x49b6,
+        [0xb4, 0xaa, 0xc1, 0x23, 0xb6, 0x4d, 0x17, 0xd4],
+    );
+    pub(crate) const KVP: Guid = Guid::new(
+        0x242f_f919,
+        0x07db,
+        0x4180,
+        [0x9c, 0x2e, 0xb8, 0x6c, 0xb6, 0x8c, 0x8c, 0x55],
+    );
     pub(crate) const TIMESYNC: Guid = Guid::new(
         0x2dd1_ce17,
         0x079e,
@@ -294,5 +314,6 @@ pub(super) mod instance {
 
 /// Class GUIDs, for the models beside.
 pub(super) use class::{
-    HEARTBEAT as CLASS_HEARTBEAT, SHUTDOWN as CLASS_SHUTDOWN, TIMESYNC as CLASS_TIMESYNC,
+    FCOPY as CLASS_FCOPY, HEARTBEAT as CLASS_HEARTBEAT, KVP as CLASS_KVP,
+    SHUTDOWN as CLASS_SHUTDOWN, TIMESYNC as CLASS_TIMESYNC, VSS as CLASS_VSS,
 };

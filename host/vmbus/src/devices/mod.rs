@@ -2,11 +2,17 @@
 
 //! The device models, by name: those of this crate, and those of others.
 
+mod exchange;
+mod fcopy;
 mod heartbeat;
 mod ic;
+mod kvp;
 mod shutdown;
 mod timesync;
+mod vss;
 
+#[cfg(test)]
+mod exchange_tests;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +32,9 @@ pub(crate) fn make(
         "heartbeat" => Box::new(heartbeat::Heartbeat::new(&config.args).map_err(bad)?),
         "shutdown" => Box::new(shutdown::Shutdown::new(&config.args).map_err(bad)?),
         "timesync" => Box::new(timesync::Timesync::new(&config.args).map_err(bad)?),
+        "kvp" => Box::new(kvp::Kvp::new(&config.args).map_err(bad)?),
+        "vss" => Box::new(vss::Vss::new(&config.args).map_err(bad)?),
+        "fcopy" => Box::new(fcopy::Fcopy::new(&config.args).map_err(bad)?),
         _ => makers
             .iter()
             .find_map(|make| make(config))

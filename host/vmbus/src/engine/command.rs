@@ -65,6 +65,12 @@ impl Engine {
         for i in 0..self.devices.len() {
             match self.with_device(i, |device, io| device.control(io, cmd)) {
                 Control::NotMine => {}
+                Control::Later { token, timeout_ms } => {
+                    return Control::Later {
+                        token: crate::device::global_token(i, token),
+                        timeout_ms,
+                    }
+                }
                 other => return other,
             }
         }

@@ -47,7 +47,7 @@ impl Faults {
     }
 }
 
-fn bytes(hex: &str) -> Result<Vec<u8>, String> {
+pub(crate) fn bytes(hex: &str) -> Result<Vec<u8>, String> {
     let digits: Vec<u8> = hex.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
     let digit = |b: u8| char::from(b).to_digit(16).map(|d| d as u8);
     digits

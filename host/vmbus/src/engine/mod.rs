@@ -4,7 +4,7 @@
 //! do and returns; nothing here blocks, so tests drive it without threads.
 
 mod command;
-mod fault;
+pub(crate) mod fault;
 mod monitor;
 #[cfg(test)]
 mod tests;

@@ -163,6 +163,12 @@ impl DeviceMessage {
         }
     }
 
+    /// Driver: whether there is a key where ENUMERATE's answer has it.
+    pub(in crate::ic) fn has_key(&self) -> bool {
+        self.pair_at(Self::INDEX_SIZE)
+            .is_ok_and(|pair| pair.key.first() != Some(&0))
+    }
+
     /// Driver: key and value that the daemon answered to ENUMERATE.
     pub(super) fn enumerated(&self) -> Result<(&str, &str), FieldError> {
         let pair = self.pair_at(Self::INDEX_SIZE)?;

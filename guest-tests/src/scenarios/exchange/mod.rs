@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! The suite `exchange`: key-value pairs, backup and file copy, with either driver stack and either set of daemons: ours, and those of
+//! Debian's package hyperv-daemons.
+
+mod backup;
+mod hostile;
+mod kvp;
+
+use std::time::Duration;
+
+use anyhow::{bail, ensure, Context, Result};
+use guest_agent::{Command as Ask, Output, Spawned};
+use hvctl::{BackupOp, BackupReply, Command, KvpOp, KvpReply, Sending};
+
+use crate::runner::{Ctx, Scenario, Skip};
+use crate::vm::{describe, Vm, IC_DEVICES, SOON};
+use crate::VmConfig;
+
+pub fn scenarios() -> Vec<Scenario> {
+    let mut all = Vec::new();
+    all.extend(kvp::scenarios());
+    all.extend(backup::scenarios());
+    all.extend(hostile::scenarios());
+    all.into_iter()
+        .map(|test| {
+            if NOT_SEEN.contains(&test.name.as_str()) {
+                test.only_full("not seen to pass yet")
+            } else {
+                test
+            }
+        })
+        .collect()
+}
+
+/// Tests that were not seen to pass yet, by name; run with --full only.
+const NOT_SEEN: &[&str] = &[
+    "backup-ours-rust",
+    "backup-ours-c",
+    "backup-debian-rust",
+    "backup-debian-c",
+    "hostile",
+];
+
+/// What a program of the daemons' side may take.
+const DAEMON_LIMIT: Duration = Duration::from_secs(600);
+
+/// Longer than the guest's driver gives its daemon.
+const ANSWER_LIMIT_MS: u64 = 60_000;
+
+/// Whose daemons run in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Daemons {
+    Ours,
+    Debian,
+}
+
+impl Daemons {
+    const ALL: [Self; 2] = [Self::Ours, Self::Debian];
+
+    /// Command line of a daemon, in the Debian system. `service` is kvp, vss or fcopy.
+    fn command(self, service: &str) -> String {
+        match self {
+            Self::Ours => format!("/run/hv/hv-{service}-daemon --foreground"),
+            Self::Debian => format!("/usr/sbin/hv_{service}_daemon -n"),
+        }
+    }
+}
+
+/// Skips a test of Debian's daemons when the image is without them.
+fn installed(vm: &Vm, daemons: Daemons) -> Result<()> {
+    let out = vm.run("test -x /debian/usr/sbin/hv_kvp_daemon", SOON)?;
+    if daemons == Daemons::Debian && out.rc != Some(0) {
+        bail!(Skip("the Debian image is without hyperv-daemons".into()));
+    }
+    Ok(())
+}
+
+/// A daemon that runs in the guest.
+struct Running<'a> {
+    vm: &'a Vm,
+    handle: u64,
+    pid: u32,
+}
+
+impl<'a> Running<'a> {
+    fn start(vm: &'a Vm, command: &str) -> Result<Self> {
+        let script = format!("exec {command}");
+        let argv = ["chroot", "/debian", "/bin/sh", "-c", &script]
+            .map(String::from)
+            .to_vec();
+        let Spawned { handle, pid } = vm.agent.call(
+            Ask::Spawn {
+                argv,
+                timeout_ms: DAEMON_LIMIT.as_millis() as u64,
+            },
+            SOON,
+        )?;
+        Ok(Self { vm, handle, pid })
+    }
+
+    /// Kills it, as `kill -9` does.
+    fn kill(self) -> Result<Output> {
+        self.vm.agent.call(
+            Ask::Collect {
+                handle: self.handle,
+                kill: true,
+            },
+            SOON,
+        )
+    }
+
+    /// Waits for its own end.
+    fn end(self, limit: Duration) -> Result<Output> {
+        self.vm.agent.call(
+            Ask::Collect {
+                handle: self.handle,
+                kill: false,
+            },
+            limit,
+        )
+    }
+}
+
+/// A guest's configuration with the three devices.
+fn config(ctx: &Ctx) -> VmConfig {
+    let mut config = ctx.config().smp(2).storage().daemons();
+    for device in IC_DEVICES.into_iter().chain(["kvp", "vss", "fcopy"]) {
+        config = config.device(device);
+    }
+    config
+}
+
+/// A guest in its initramfs with the Debian image's programs, and places where daemons may write.
+fn guest<T>(ctx: &Ctx, config: VmConfig, test: impl FnOnce(&Vm) -> Result<T>) -> Result<T> {
+    ctx.booted(config, |vm| {
+        vm.tools()?;
+        vm.sh(
+            "cp -r /hv /run/hv && mount -t tmpfs none /debian/var/lib && mkdir -p /debian/var/lib/hyperv",
+        )?;
+        // C's disks need what Debian loads by itself, too.
+        vm.sh("modprobe sd_mod")?;
+        vm.load_drivers()?;
+        test(vm)
+    })
+}
+
+/// Runs a program of the Debian image that must succeed; its standard output.
+fn debian(vm: &Vm, command: &str) -> Result<String> {
+    let quoted = command.replace('\'', r"'\''");
+    let out = vm.run(
+        &format!("LC_ALL=C chroot /debian /bin/sh -c '{quoted}'"),
+        DAEMON_LIMIT,
+    )?;
+    ensure!(out.rc == Some(0), "{command}: {}", describe(&out));
+    Ok(out.stdout.text())
+}
+
+fn sending() -> Sending {
+    Sending {
+        wait_ms: ANSWER_LIMIT_MS,
+        ..Sending::default()
+    }
+}
+
+/// Asks the key-value pair service.
+fn kvp(vm: &Vm, op: KvpOp) -> Result<KvpReply> {
+    kvp_how(vm, op, sending())
+}
+
+fn kvp_how(vm: &Vm, op: KvpOp, how: Sending) -> Result<KvpReply> {
+    let value = vm.host().call(Command::Kvp { op, how })?;
+    serde_json::from_value(value).context("answer to kvp")
+}
+
+/// Asks the backup service.
+fn backup(vm: &Vm, op: BackupOp) -> Result<BackupReply> {
+    backup_how(vm, op, sending())
+}
+
+fn backup_how(vm: &Vm, op: BackupOp, how: Sending) -> Result<BackupReply> {
+    let value = vm.host().call(Command::Backup { op, how })?;
+    serde_json::from_value(value).context("answer to backup")
+}
+
+/// A request that must end with `status`.
+fn status_is(what: &str, found: u32, expected: u32) -> Result<()> {
+    ensure!(
+        found == expected,
+        "{what}: status {found:#010x} ({}), expected {expected:#010x}",
+        hvctl::status_text(found)
+    );
+    Ok(())
+}
+
+const FAIL: u32 = 0x8000_4005;
+const NO_MORE: u32 = 0x8007_0103;
+const NO_ADAPTER: u32 = 0x8004_1002;

@@ -12,8 +12,6 @@ mod timesync;
 mod vss;
 
 #[cfg(test)]
-mod exchange_tests;
-#[cfg(test)]
 mod tests;
 
 use crate::device::Device;

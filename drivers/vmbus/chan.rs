@@ -14,7 +14,6 @@ use core::{
     sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering},
 };
 use kernel::{
-    bindings,
     ffi::c_ulong,
     impl_has_work, new_mutex, new_work,
     prelude::*,
@@ -38,6 +37,7 @@ use crate::{
     hypercall::Wait,
     log::{pr_warn_limited, Show},
     open::{Callback, OpenCore},
+    services::rcu,
     sync::{new_irq_lock, Event, IrqLock},
     sysfs::{ChannelDir, SubchannelDir},
     tasklet::Tasklet,
@@ -591,8 +591,7 @@ impl Chan {
     /// Stops callbacks, and waits for those in progress.
     fn unpublish(&self) {
         self.core_ptr.store(ptr::null_mut(), Ordering::Release);
-        // SAFETY: May sleep.
-        unsafe { bindings::synchronize_rcu() };
+        rcu::synchronize();
         // After the grace period the interrupt handler does not schedule it.
         self.tasklet.kill();
     }

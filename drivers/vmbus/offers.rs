@@ -6,7 +6,7 @@ use core::{
     ptr,
     sync::atomic::{AtomicPtr, Ordering},
 };
-use kernel::{bindings, prelude::*, sync::Arc};
+use kernel::{prelude::*, sync::Arc};
 use vmbus_proto::{
     channel::{judge_offer, same_device, Action, OfferError, OfferPolicy, State, Verdict},
     class::class_of,
@@ -18,6 +18,7 @@ use crate::{
     connection::{unexpected, Connection, CONNECT_CPU},
     ffi,
     log::{pr_warn_limited, Show},
+    services::rcu,
     synic::EVENT_WORDS,
 };
 
@@ -91,8 +92,7 @@ impl Connection {
             .compare_exchange(mine, ptr::null_mut(), Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
         {
-            // SAFETY: May sleep.
-            unsafe { bindings::synchronize_rcu() };
+            rcu::synchronize();
             // SAFETY: The reference that `map` put into the table.
             drop(unsafe { Arc::from_raw(mine.cast_const()) });
         }

@@ -9,6 +9,16 @@ use core::{
 };
 use kernel::{bindings, prelude::*, sync::rcu};
 
+/// Waits until all RCU read-side sections that run now, interrupt handlers among them, have ended. May sleep; not in a read-side
+/// section.
+///
+/// Expedited: a device that is taken away takes several of these, one after the other, and an ordinary one lasts tens of
+/// milliseconds on a quiet system. They are rare, and the price is an interrupt on each CPU that is not idle.
+pub fn synchronize() {
+    // SAFETY: May sleep, as this may.
+    unsafe { bindings::synchronize_rcu_expedited() };
+}
+
 /// A value that any number of readers use while it is being replaced: each sees the old or the new one.
 ///
 /// # Invariants
@@ -54,8 +64,7 @@ impl<T: Send + Sync> RcuCell<T> {
         let new = KBox::into_raw(KBox::new(value, GFP_KERNEL)?);
         // INVARIANT: From `KBox::into_raw`.
         let old = self.value.swap(new, Ordering::AcqRel);
-        // SAFETY: May sleep.
-        unsafe { bindings::synchronize_rcu() };
+        synchronize();
         // SAFETY: By the type's invariant; it was taken out by this call alone, and no reader is left.
         drop(unsafe { KBox::from_raw(old) });
         Ok(())

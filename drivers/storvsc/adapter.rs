@@ -15,7 +15,7 @@ use hv_vmbus::{
     },
     log::Show,
     ratelimited,
-    services::{deferred::Deferred, reply::Reply},
+    services::{cpu, deferred::Deferred, reply::Reply},
 };
 use kernel::{new_mutex, prelude::*, sync::Arc, sync::Mutex};
 use vmbus_proto::storvsc::{
@@ -129,17 +129,17 @@ impl Adapter {
 
     // --- Sending.
 
-    /// The packet that asks the host for `command`, as words. `None`: no host can do it.
-    #[inline]
-    fn request(&self, command: &Command) -> Option<[u64; VSTOR_PACKET_SIZE / 8]> {
-        let at = command.address();
+    /// The packet that asks the host for `command`, as words.
+    #[inline(always)]
+    fn request(command: &Command) -> [u64; VSTOR_PACKET_SIZE / 8] {
+        let [port, path, target, lun] = command.address_bytes();
         let address = ScsiAddress {
-            port: self.port,
-            path: at.channel as u8,
-            target: at.target as u8,
-            lun: at.lun as u8,
+            port,
+            path,
+            target,
+            lun,
         };
-        let transfer = match command.direction()? {
+        let transfer = match command.direction() {
             Direction::FromDevice => Transfer::FromDevice(command.len()),
             Direction::ToDevice => Transfer::ToDevice(command.len()),
             Direction::None => Transfer::None,
@@ -148,81 +148,88 @@ impl Adapter {
         ScsiPacket::execute_words(address, cdb, cdb_len, transfer, command.tagged())
     }
 
-    /// Sends `command` by `link`, if `low_water` bytes of the ring are free after that. `SLOW` tells the compiler nothing but that
-    /// there are two of these, each with one caller to become part of.
+    /// Where the data of `command` are.
     #[inline(always)]
-    fn send<const SLOW: bool>(
+    fn range(command: &Command) -> GpaRangeHeader {
+        GpaRangeHeader {
+            byte_count: command.len(),
+            byte_offset: command.page_offset(),
+        }
+    }
+
+    /// Writes `command` into the ring of `link`, which leaves so much room that nothing needs a look: nearly all commands go
+    /// like this. A function of its own that calls no other, so that all it needs is in registers.
+    ///
+    /// # Errors
+    /// The command, when it is not like that.
+    #[inline(never)]
+    fn write(
+        &self,
+        link: &Link,
+        ring: &mut RingProducer<'_>,
+        command: Command,
+    ) -> Result<(), Command> {
+        if !command.has_data() {
+            return Err(command);
+        }
+        let ticket = self.slots.ticket(command, link.way_bits)?;
+        let (command, id) = (ticket.command(), ticket.id());
+        let room = ring.begin_gpa_direct(link.low_water, Self::range(command));
+        let packet = match room {
+            Some(room) if command.store_pfns(room.pfns()) => room.fill(id, &Self::request(command)),
+            _ => return Err(ticket.into_command()),
+        };
+        ring.finish_gpa_direct(packet);
+        // The last thing before the host can see the packet, and under the ring's lock: who forbids sending finds each command that
+        // was sent before in its place.
+        ticket.park();
+        Ok(())
+    }
+
+    /// Sends any `command` by `link`, if `low_water` bytes of the ring are free after that.
+    fn send(
         &self,
         link: &Link,
         command: Command,
         low_water: u32,
     ) -> Result<(), (SendError, Command)> {
-        let ticket = match self.slots.ticket(command, link.way) {
-            Ok(ticket) => ticket,
-            Err(command) => return Err((SendError::Invalid, command)),
-        };
-        let sent = link.sender.sender().send_value(ticket, |ring, ticket| {
-            let (command, id) = (ticket.command(), ticket.id());
-            let written = if command.len() != 0 {
-                let range = GpaRangeHeader {
-                    byte_count: command.len(),
-                    byte_offset: command.page_offset(),
-                };
-                ring.send_gpa_direct_keeping(low_water, range, command.pfns(), id, || {
-                    self.request(command)
-                })
-            } else {
-                self.send_without_data(ring, command, id)
+        link.sender.sender().send_value(command, |ring, command| {
+            let ticket = match self.slots.ticket(command, link.way_bits) {
+                Ok(ticket) => ticket,
+                Err(command) => return Err((WriteError::WrongLength, command)),
             };
-            match written {
-                // The last thing before the host can see the packet, and under the ring's lock: who forbids sending finds
-                // each command that was sent before in its place.
+            let (command, id) = (ticket.command(), ticket.id());
+            let packet = Self::request(command);
+            let written = if command.has_data() {
+                ring.send_gpa_direct(Self::range(command), command.pfns(), packet.as_bytes(), id)
+            } else {
+                ring.send_in_band(packet.as_bytes(), id, true)
+            };
+            // Else what was written is taken back.
+            let kept = written.and_then(|()| match low_water {
+                0 => Ok(()),
+                needed if ring.has_room(needed)? => Ok(()),
+                needed => Err(WriteError::Full { needed }),
+            });
+            match kept {
                 Ok(()) => {
                     ticket.park();
                     Ok(())
                 }
-                Err(e) => Err((e, ticket)),
+                Err(e) => Err((e, ticket.into_command())),
             }
-        });
-        sent.map_err(|(e, ticket)| (e, ticket.into_command()))
+        })
     }
 
-    /// Of its own, so that it takes no room in what is called for each command with data.
-    #[inline(never)]
-    fn send_without_data(
-        &self,
-        ring: &mut RingProducer<'_>,
-        command: &Command,
-        id: u64,
-    ) -> Result<(), WriteError> {
-        let packet = self.request(command).ok_or(WriteError::WrongLength)?;
-        ring.send_in_band(packet.as_bytes(), id, true)
-    }
-
-    /// See [`send`](Self::send).
+    /// Tries the own channel, then the other ones, and then the primary or the own to the last byte.
     #[cold]
-    #[inline(never)]
-    fn send_slowly(
-        &self,
-        link: &Link,
-        command: Command,
-        low_water: u32,
-    ) -> Result<(), (SendError, Command)> {
-        self.send::<true>(link, command, low_water)
-    }
-
-    /// Tries the other channels, and then the primary or the own to the last byte.
-    #[cold]
-    fn send_otherwise(
-        &self,
-        map: &Map,
-        own: &Link,
-        command: Command,
-        error: SendError,
-    ) -> Result<(), Command> {
-        let (mut command, mut error) = (command, error);
+    fn send_otherwise(&self, map: &Map, own: &Link, command: Command) -> Result<(), Command> {
+        let (mut error, mut command) = match self.send(own, command, own.low_water) {
+            Ok(()) => return Ok(()),
+            Err(e) => e,
+        };
         for link in map.others(own) {
-            match self.send_slowly(link, command, link.low_water) {
+            match self.send(link, command, link.low_water) {
                 Ok(()) => return Ok(()),
                 Err((_, back)) => command = back,
             }
@@ -231,7 +238,7 @@ impl Adapter {
             (SendError::Closed | SendError::Broken, Some(primary)) => primary,
             _ => own,
         };
-        match self.send_slowly(last, command, 0) {
+        match self.send(last, command, 0) {
             Ok(()) => return Ok(()),
             Err((e, back)) => (command, error) = (back, e),
         }
@@ -530,12 +537,13 @@ impl HostDriver for Adapter {
     #[inline]
     fn queue(&self, command: Command) -> Result<(), Command> {
         let map = self.links.map.read();
-        let Some(own) = map.own(command.cpu()) else {
+        let Some(own) = map.own(cpu::current()) else {
             return self.not_sent(command);
         };
-        match self.send::<false>(own, command, own.low_water) {
+        let sender = own.sender.sender();
+        match sender.try_send_value(command, |ring, command| self.write(own, ring, command)) {
             Ok(()) => Ok(()),
-            Err((e, command)) => self.send_otherwise(&map, own, command, e),
+            Err(command) => self.send_otherwise(&map, own, command),
         }
     }
 
@@ -653,8 +661,17 @@ impl Handler for ChannelHandler {
                     Err(_) => return self.on_broken(),
                 }
             }
-            if rx.is_drained() && !rx.finish() {
-                break;
+            if rx.is_drained() {
+                // Several answers at once: while the system sees to them more will come. They are looked for then, and need no
+                // interrupt.
+                if left < BUDGET && !rescinded {
+                    rx.mask_interrupts();
+                    rx.call_again();
+                    return;
+                }
+                if !rx.finish() {
+                    break;
+                }
             }
             left -= 1;
             if left == 0 {

@@ -145,7 +145,7 @@ impl Subchannels for Opener {
 pub(crate) struct Storage {
     adapter: Arc<Adapter>,
     // Dropped by `shut_down`.
-    registration: Pin<KBox<Mutex<Option<Registration<Adapter>>>>>,
+    registration: Pin<KBox<Mutex<Option<Registration>>>>,
 }
 
 impl Storage {

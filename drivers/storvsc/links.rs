@@ -9,16 +9,23 @@ use hv_vmbus::{
 };
 use kernel::{new_mutex, prelude::*, sync::Mutex};
 
-use crate::{adapter::ChannelHandler, ring_avail_percent_lowater, scsi::WAYS};
+use crate::{
+    adapter::ChannelHandler,
+    ring_avail_percent_lowater,
+    scsi::{way_bits, WAYS},
+};
 
 /// The primary channel's way. See [`Link::way`].
 pub(crate) const PRIMARY: u32 = 0;
 
 /// An open channel as commands see it.
+#[derive(Clone)]
 pub(crate) struct Link {
     pub(crate) sender: SharedSender,
-    /// Number of the channel among those of the device; part of the ids of the commands that go by it.
-    pub(crate) way: u32,
+    /// Number of the channel among those of the device.
+    way: u32,
+    /// The same as part of the ids of the commands that go by it.
+    pub(crate) way_bits: u64,
     node: i32,
     /// Bytes of the outgoing ring that are to stay free while there are other channels.
     pub(crate) low_water: u32,
@@ -28,8 +35,8 @@ pub(crate) struct Link {
 pub(crate) struct Map {
     /// The primary channel comes first. Empty when it is closed.
     links: KVec<Link>,
-    /// For each CPU an index into `links`.
-    by_cpu: KVec<u16>,
+    /// The same for each CPU: the own ones. Empty as `links` is.
+    by_cpu: KVec<Link>,
 }
 
 impl Map {
@@ -49,8 +56,7 @@ impl Map {
     /// The channel for commands from `cpu`: its own, else one of its NUMA node, else any.
     #[inline]
     pub(crate) fn own(&self, cpu: u32) -> Option<&Link> {
-        let index = self.by_cpu.get(cpu as usize).copied().unwrap_or(0);
-        self.links.get(usize::from(index))
+        self.by_cpu.get(cpu as usize)
     }
 
     /// All channels but `own`, those of its NUMA node first, beginning after it so that load is spread.
@@ -210,6 +216,7 @@ impl Links {
                 Link {
                     sender: channel.shared_sender(),
                     way,
+                    way_bits: way_bits(way),
                     node: cpu::node(target),
                     low_water: channel.sender().ring_size() / 128
                         * ring_avail_percent_lowater.get_unsigned().min(100),
@@ -222,7 +229,9 @@ impl Links {
         for cpu in 0..count {
             let own = cpus.iter().position(|target| *target == cpu);
             let index = own.unwrap_or_else(|| Self::spread(&links, cpu));
-            by_cpu.push(index as u16, GFP_KERNEL)?;
+            if let Some(link) = links.get(index) {
+                by_cpu.push(link.clone(), GFP_KERNEL)?;
+            }
         }
         Ok(Map { links, by_cpu })
     }

@@ -6,10 +6,19 @@
 //! ScsiHost::new ──> register ──> Registration ── queue, reset, configure are called ── drop: no command is left
 //! ```
 //!
-//! The only place of this module with unsafe code, besides its siblings `scsi_*.rs` and the shim.
+//! The only place of this module with unsafe code, besides its siblings `scsi_*.rs` and the shim. There is one type of drivers,
+//! [`Adapter`], so that what is done for each command is one function.
 
 use core::ptr::NonNull;
-use kernel::{device::Device, error::to_result, ffi::c_void, prelude::*, sync::Arc};
+use kernel::{
+    device::Device,
+    error::to_result,
+    ffi::{c_int, c_void},
+    prelude::*,
+    sync::Arc,
+};
+
+use crate::adapter::Adapter;
 
 #[path = "scsi_command.rs"]
 mod scsi_command;
@@ -19,7 +28,7 @@ mod scsi_ffi;
 mod scsi_slots;
 
 pub(crate) use scsi_command::{Address, Command, Direction, HostByte, MAX_CDB};
-pub(crate) use scsi_slots::{Slots, WAYS};
+pub(crate) use scsi_slots::{way_bits, Slots, WAYS};
 
 /// The driver of a host adapter.
 pub(crate) trait HostDriver: Send + Sync + 'static {
@@ -36,6 +45,39 @@ pub(crate) trait HostDriver: Send + Sync + 'static {
 
     /// Sets what is particular to a device that SCSI has found. Process context.
     fn configure(&self, disk: &mut DeviceSettings);
+}
+
+/// `queuecommand` of all hosts.
+///
+/// # Safety
+/// Called by the SCSI layer, for a host that [`ScsiHost::register`] has registered, and a started command.
+#[no_mangle]
+unsafe extern "C" fn hv_rs_scsi_queuecommand(
+    shost: *mut scsi_ffi::ScsiHost,
+    command: *mut scsi_ffi::ScsiCommand,
+) -> c_int {
+    // "Host": SCSI tries again after some milliseconds, even if no command of this device is in flight.
+    const BUSY: c_int = scsi_ffi::layout::HOST_BUSY as c_int;
+    // SAFETY: A new command.
+    let Ok(segments) = u32::try_from(unsafe { scsi_ffi::scsi_dma_map(command) }) else {
+        return BUSY;
+    };
+    // SAFETY: What `hv_rs_scsi_host_add` has put there: an `Adapter`, which stays until the host is unregistered.
+    let driver = unsafe {
+        let data = shost.byte_add(scsi_ffi::layout::HOST_DATA);
+        &*data.cast::<*const Adapter>().read()
+    };
+    // SAFETY: By the requirement, and mapped; never null.
+    let command = unsafe { Command::new(NonNull::new_unchecked(command), segments) };
+    match driver.queue(command) {
+        Ok(()) => 0,
+        Err(command) => {
+            let raw = command.into_raw();
+            // SAFETY: Mapped above. It goes back to the caller.
+            unsafe { scsi_ffi::scsi_dma_unmap(raw.as_ptr()) };
+            BUSY
+        }
+    }
 }
 
 /// Settings of a device; see [`HostDriver::configure`].
@@ -106,12 +148,12 @@ impl ScsiHost {
     ///
     /// # Errors
     /// Those of the SCSI layer.
-    pub(crate) fn register<T: HostDriver>(
+    pub(crate) fn register(
         self: Arc<Self>,
         dev: &Device<kernel::device::Bound>,
         limits: &Limits,
-        driver: Arc<T>,
-    ) -> Result<Registration<T>> {
+        driver: Arc<Adapter>,
+    ) -> Result<Registration> {
         let raw_limits = scsi_ffi::RawLimits {
             can_queue: limits.can_queue,
             hw_queues: limits.hw_queues,
@@ -125,15 +167,15 @@ impl ScsiHost {
         };
         // CAST: `Device` is a transparent wrapper of `struct device`.
         let dev = core::ptr::from_ref(dev).cast_mut().cast::<c_void>();
-        let data = core::ptr::from_ref::<T>(&driver).cast::<c_void>();
-        // SAFETY: All are valid; the operations live for ever, and take a `T`. `data` stays as long as the
+        let data = core::ptr::from_ref::<Adapter>(&driver).cast::<c_void>();
+        // SAFETY: All are valid; the operations live for ever, and take an `Adapter`. `data` stays as long as the
         // registration, which unregisters the host first.
         to_result(unsafe {
             scsi_ffi::hv_rs_scsi_host_add(
                 self.raw.as_ptr(),
                 dev,
                 &raw const raw_limits,
-                &raw const *Ops::<T>::OPS,
+                &raw const OPS,
                 data,
             )
         })?;
@@ -192,69 +234,44 @@ impl Drop for ScsiHost {
 
 /// A registered host. Dropping it removes its devices, waits until all their commands have completed, and unregisters it;
 /// no operation of the driver is called after that.
-pub(crate) struct Registration<T: HostDriver> {
+pub(crate) struct Registration {
     host: Arc<ScsiHost>,
     // Until then the operations use it.
-    _driver: Arc<T>,
+    _driver: Arc<Adapter>,
 }
 
-impl<T: HostDriver> Drop for Registration<T> {
+impl Drop for Registration {
     fn drop(&mut self) {
         // SAFETY: Registered, once.
         unsafe { scsi_ffi::hv_rs_scsi_host_remove(self.host.raw.as_ptr()) };
     }
 }
 
-/// The operations of a driver as C calls them.
-struct Ops<T>(core::marker::PhantomData<T>);
+/// The operations of a driver that C calls.
+static OPS: scsi_ffi::RawOps = scsi_ffi::RawOps { reset, configure };
 
-impl<T: HostDriver> Ops<T> {
-    const OPS: &'static scsi_ffi::RawOps = &scsi_ffi::RawOps {
-        queue: Self::queue,
-        reset: Self::reset,
-        configure: Self::configure,
+/// # Safety
+/// See [`scsi_ffi::RawOps`]; `data` is an `Adapter`.
+unsafe extern "C" fn reset(data: *const c_void) -> bool {
+    // SAFETY: By the requirement.
+    unsafe { &*data.cast::<Adapter>() }.reset()
+}
+
+/// # Safety
+/// See [`scsi_ffi::RawOps`]; `data` is an `Adapter`.
+unsafe extern "C" fn configure(data: *const c_void, device: *mut scsi_ffi::RawDevice) {
+    // SAFETY: By the requirement.
+    let (driver, raw) = unsafe { (&*data.cast::<Adapter>(), &mut *device) };
+    let mut settings = DeviceSettings {
+        vendor: raw.vendor,
+        timeout_ms: raw.timeout_ms,
+        scsi_level: raw.scsi_level,
+        no_report_opcodes: raw.no_report_opcodes != 0,
+        no_write_same: raw.no_write_same != 0,
     };
-
-    /// # Safety
-    /// See [`scsi_ffi::RawOps`]; `data` is a `T`.
-    unsafe extern "C" fn queue(data: *const c_void, command: *mut scsi_ffi::RawCommand) -> bool {
-        // SAFETY: By the requirement.
-        let driver = unsafe { &*data.cast::<T>() };
-        // SAFETY: By the requirement; never null.
-        let command = unsafe { Command::from_raw(NonNull::new_unchecked(command)) };
-        match driver.queue(command) {
-            Ok(()) => true,
-            Err(command) => {
-                // Given back to the caller.
-                let _ = command.into_raw();
-                false
-            }
-        }
-    }
-
-    /// # Safety
-    /// See [`scsi_ffi::RawOps`]; `data` is a `T`.
-    unsafe extern "C" fn reset(data: *const c_void) -> bool {
-        // SAFETY: By the requirement.
-        unsafe { &*data.cast::<T>() }.reset()
-    }
-
-    /// # Safety
-    /// See [`scsi_ffi::RawOps`]; `data` is a `T`.
-    unsafe extern "C" fn configure(data: *const c_void, device: *mut scsi_ffi::RawDevice) {
-        // SAFETY: By the requirement.
-        let (driver, raw) = unsafe { (&*data.cast::<T>(), &mut *device) };
-        let mut settings = DeviceSettings {
-            vendor: raw.vendor,
-            timeout_ms: raw.timeout_ms,
-            scsi_level: raw.scsi_level,
-            no_report_opcodes: raw.no_report_opcodes != 0,
-            no_write_same: raw.no_write_same != 0,
-        };
-        driver.configure(&mut settings);
-        raw.timeout_ms = settings.timeout_ms;
-        raw.scsi_level = settings.scsi_level;
-        raw.no_report_opcodes = settings.no_report_opcodes.into();
-        raw.no_write_same = settings.no_write_same.into();
-    }
+    driver.configure(&mut settings);
+    raw.timeout_ms = settings.timeout_ms;
+    raw.scsi_level = settings.scsi_level;
+    raw.no_report_opcodes = settings.no_report_opcodes.into();
+    raw.no_write_same = settings.no_write_same.into();
 }

@@ -2,13 +2,19 @@
 
 //! A SCSI command in the hands of a host driver.
 
-use core::{mem::ManuallyDrop, ptr::NonNull};
+use core::{
+    mem::ManuallyDrop,
+    ops::Range,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
 use kernel::{bindings, ffi::c_int};
 
 use super::scsi_ffi::{
-    hv_rs_scsi_done,
-    hv_rs_scsi_sense_buffer,
-    RawCommand, //
+    layout,
+    scsi_dma_unmap,
+    scsi_done,
+    ScsiCommand, //
 };
 
 /// Bytes of the longest command that a host of this layer takes.
@@ -50,9 +56,12 @@ pub(crate) enum Direction {
 ///
 /// # Invariants
 ///
-/// The private area of a started command whose data, if any, are mapped for DMA; it belongs to the holder alone.
-#[repr(transparent)]
-pub(crate) struct Command(NonNull<RawCommand>);
+/// `raw` is a started command, whose data, if any, are mapped for DMA; it belongs to the holder alone. If it has not been sent, its
+/// scatter list has `segments` entries that are mapped.
+pub(crate) struct Command {
+    raw: NonNull<ScsiCommand>,
+    segments: u32,
+}
 
 // SAFETY: A command may be completed from any thread and context.
 unsafe impl Send for Command {}
@@ -61,71 +70,114 @@ impl Command {
     /// # Safety
     /// See the type's invariant: the command is handed to the result.
     #[inline]
-    pub(super) unsafe fn from_raw(raw: NonNull<RawCommand>) -> Self {
+    pub(super) unsafe fn new(raw: NonNull<ScsiCommand>, segments: u32) -> Self {
         // INVARIANT: By the requirement.
-        Self(raw)
+        Self { raw, segments }
+    }
+
+    /// A command that has been sent.
+    ///
+    /// # Safety
+    /// See the type's invariant: the command is handed to the result.
+    #[inline]
+    pub(super) unsafe fn from_raw(raw: NonNull<ScsiCommand>) -> Self {
+        // INVARIANT: By the requirement.
+        Self { raw, segments: 0 }
     }
 
     /// Gives up ownership.
     #[inline]
-    pub(super) fn into_raw(self) -> NonNull<RawCommand> {
-        ManuallyDrop::new(self).0
+    pub(super) fn into_raw(self) -> NonNull<ScsiCommand> {
+        ManuallyDrop::new(self).raw
     }
 
-    #[inline]
-    pub(super) fn raw(&self) -> &RawCommand {
-        // SAFETY: Valid by the type's invariant, and not written while the command exists.
-        unsafe { self.0.as_ref() }
+    /// # Safety
+    /// At `offset` the structure has a `T`, which does not change while the driver has the command.
+    #[inline(always)]
+    unsafe fn get<T: Copy>(&self, offset: usize) -> T {
+        // SAFETY: By the requirement; the command is valid by the type's invariant.
+        unsafe { self.raw.as_ptr().byte_add(offset).cast::<T>().read() }
     }
 
-    /// Bytes of the command descriptor block.
+    /// As [`get`](Self::get), from the command's request, which lies before it.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn get_of_request<T: Copy>(&self, offset: usize) -> T {
+        // SAFETY: By the requirement; each command is part of a request.
+        unsafe {
+            let request = self.raw.as_ptr().byte_sub(layout::REQUEST_SIZE);
+            request.byte_add(offset).cast::<T>().read()
+        }
+    }
+
+    /// Bytes of the command descriptor block, at most [`MAX_CDB`].
     #[inline]
     pub(crate) fn cdb_len(&self) -> u8 {
-        self.raw().cdb_len
+        // SAFETY: A member.
+        unsafe { self.get::<u16>(layout::COMMAND_CDB_LEN) as u8 }
     }
 
-    /// The command descriptor block, with the zeroes that SCSI puts behind it, or cut to as many bytes.
+    /// The command descriptor block, with the zeroes that SCSI puts behind it.
     #[inline]
-    pub(crate) fn cdb(&self) -> &[u8; MAX_CDB] {
-        // SAFETY: Points to the command's `cmnd`, which has 32 bytes (asserted in the shim) and does not change before it is over.
-        unsafe { &*self.raw().cdb.cast() }
+    pub(crate) fn cdb(&self) -> [u32; MAX_CDB / 4] {
+        // SAFETY: A member has this size and alignment, or more, and does not change before the command is over.
+        unsafe { self.get(layout::COMMAND_CDB) }
     }
 
     /// First byte of the command descriptor block.
     #[inline]
     pub(crate) fn opcode(&self) -> u8 {
         // SAFETY: As in `cdb`.
-        unsafe { self.raw().cdb.read() }
+        unsafe { self.get(layout::COMMAND_CDB) }
     }
 
     /// Bytes of data.
     #[inline]
     pub(crate) fn len(&self) -> u32 {
-        self.raw().length
+        // SAFETY: A member.
+        unsafe { self.get(layout::COMMAND_LENGTH) }
     }
 
-    /// Which way the data go. `None` when SCSI asks for something that hosts of this layer do not do.
+    /// Which way the data go; `None` also when SCSI asks for something that hosts of this layer do not do.
     #[inline]
-    pub(crate) fn direction(&self) -> Option<Direction> {
-        // `enum dma_data_direction`; the values are asserted in the shim.
-        match self.raw().direction {
-            1 => Some(Direction::ToDevice),
-            2 => Some(Direction::FromDevice),
-            3 => Some(Direction::None),
-            _ => None,
+    pub(crate) fn direction(&self) -> Direction {
+        // `enum dma_data_direction`; the values are asserted in `scsi_layout.c`.
+        // SAFETY: A member.
+        match unsafe { self.get::<u32>(layout::COMMAND_DIRECTION) } {
+            1 => Direction::ToDevice,
+            2 => Direction::FromDevice,
+            _ => Direction::None,
+        }
+    }
+
+    /// What the shim has noted of the device.
+    #[inline]
+    fn device(&self) -> u64 {
+        // SAFETY: Members; the device stays while it has commands.
+        unsafe {
+            let device: *const u8 = self.get(layout::COMMAND_DEVICE);
+            device.add(layout::DEVICE_HOSTDATA).cast::<u64>().read()
         }
     }
 
     /// Whether the device queues commands.
     #[inline]
     pub(crate) fn tagged(&self) -> bool {
-        self.raw().tagged != 0
+        self.device() >> 32 != 0
+    }
+
+    /// Low byte of the host's number, channel (bus), target, logical unit.
+    #[inline]
+    pub(crate) fn address_bytes(&self) -> [u8; 4] {
+        (self.device() as u32).to_le_bytes()
     }
 
     /// Where the command goes: channel (bus), target, logical unit.
     #[inline]
     pub(crate) fn address(&self) -> Address {
-        let [_, channel, target, lun] = self.raw().address.to_le_bytes();
+        let [_, channel, target, lun] = self.address_bytes();
         Address {
             channel: channel.into(),
             target: target.into(),
@@ -133,39 +185,98 @@ impl Command {
         }
     }
 
-    /// The CPU on which SCSI has queued the command.
+    /// Number of the hardware queue.
     #[inline]
-    pub(crate) fn cpu(&self) -> u32 {
-        self.raw().cpu
+    pub(super) fn queue(&self) -> u32 {
+        // SAFETY: Members; a started request has a queue, which stays while it has requests.
+        unsafe {
+            let queue: *const u8 = self.get_of_request(layout::REQUEST_QUEUE);
+            queue.add(layout::QUEUE_NUMBER).cast::<u32>().read()
+        }
     }
 
     /// Number of the command among those of its queue that can be in flight.
     #[inline]
-    pub(crate) fn tag(&self) -> u16 {
-        self.raw().tag
+    pub(crate) fn tag(&self) -> u32 {
+        // SAFETY: A member.
+        unsafe { self.get_of_request(layout::REQUEST_TAG) }
+    }
+
+    /// Whether there is anything to transfer.
+    #[inline]
+    pub(crate) fn has_data(&self) -> bool {
+        self.segments != 0
+    }
+
+    #[inline]
+    fn sg(&self) -> *mut bindings::scatterlist {
+        // SAFETY: A member.
+        unsafe { self.get(layout::COMMAND_SG) }
     }
 
     /// Offset of the first byte of the data in its page.
     #[inline]
     pub(crate) fn page_offset(&self) -> u32 {
-        let raw = self.raw();
-        if raw.sg_count == 0 {
+        if self.segments == 0 {
             return 0;
         }
         // SAFETY: There is a first entry.
-        (unsafe { (*raw.sg).dma_address } as u32) & 4095
+        (unsafe { (*self.sg()).dma_address } as u32) & 4095
     }
 
     /// Bus page frame numbers, of 4 KiB, of the data, in order.
     #[inline]
     pub(crate) fn pfns(&self) -> Pfns<'_> {
-        let raw = self.raw();
         Pfns {
-            next: 0,
-            end: 0,
-            sg: raw.sg,
-            left: raw.sg_count,
+            pages: 0..0,
+            sg: self.sg(),
+            left: self.segments,
             _command: core::marker::PhantomData,
+        }
+    }
+
+    /// Stores what [`pfns`](Self::pfns) yields, in little endian. False when that is not as long as `words`.
+    #[inline(always)]
+    pub(crate) fn store_pfns(&self, words: &[AtomicU64]) -> bool {
+        if self.segments == 1 {
+            if let [word] = words {
+                // SAFETY: There is a first entry.
+                let pages = unsafe { pages(self.sg()) };
+                word.store(pages.start.to_le(), Ordering::Relaxed);
+                return pages.end.wrapping_sub(pages.start) == 1;
+            }
+        }
+        Self::store_all_pfns(self.pfns(), words)
+    }
+
+    #[inline(never)]
+    fn store_all_pfns(mut pfns: Pfns<'_>, words: &[AtomicU64]) -> bool {
+        for word in words {
+            let Some(pfn) = pfns.next() else {
+                return false;
+            };
+            word.store(pfn.to_le(), Ordering::Relaxed);
+        }
+        pfns.next().is_none()
+    }
+
+    /// Ends a command that was handed over.
+    ///
+    /// # Safety
+    /// The command was [given up](Self::into_raw), and is not used after this.
+    #[inline]
+    unsafe fn end(raw: NonNull<ScsiCommand>, result: c_int, residual: u32) {
+        let raw = raw.as_ptr();
+        // SAFETY: By the requirement, and the type's invariant; members of these types.
+        unsafe {
+            scsi_dma_unmap(raw);
+            raw.byte_add(layout::COMMAND_RESULT)
+                .cast::<c_int>()
+                .write(result);
+            raw.byte_add(layout::COMMAND_RESIDUAL)
+                .cast::<u32>()
+                .write(residual);
+            scsi_done(raw);
         }
     }
 
@@ -174,20 +285,17 @@ impl Command {
     #[inline]
     pub(crate) fn complete(self, host: HostByte, status: u8, residual: u32) {
         let result = c_int::from(host as u8) << 16 | c_int::from(status);
-        // SAFETY: By the type's invariant, and the command is not used after this.
-        unsafe { hv_rs_scsi_done(self.into_raw().as_ptr(), result, residual) };
+        // SAFETY: Given up here.
+        unsafe { Self::end(self.into_raw(), result, residual) };
     }
 
     /// Gives the command sense data, to be looked at after it has ended. What does not fit is cut.
     pub(crate) fn set_sense(&mut self, sense: &[u8]) {
         let len = sense.len().min(SENSE_BUFFER);
-        // SAFETY: By the type's invariant; the buffer has that many bytes, and is nobody else's before the command is over.
+        // SAFETY: A member; the buffer has that many bytes, and is nobody else's before the command is over.
         unsafe {
-            core::ptr::copy_nonoverlapping(
-                sense.as_ptr(),
-                hv_rs_scsi_sense_buffer(self.0.as_ptr()),
-                len,
-            )
+            let buffer: *mut u8 = self.get(layout::COMMAND_SENSE);
+            core::ptr::copy_nonoverlapping(sense.as_ptr(), buffer, len)
         };
     }
 
@@ -200,15 +308,9 @@ impl Command {
 
 impl Drop for Command {
     fn drop(&mut self) {
-        let residual = self.raw().length;
-        // SAFETY: By the type's invariant; the command is not used after this.
-        unsafe {
-            hv_rs_scsi_done(
-                self.0.as_ptr(),
-                c_int::from(HostByte::Error as u8) << 16,
-                residual,
-            )
-        };
+        let residual = self.len();
+        // SAFETY: Dropped: nobody uses it after this.
+        unsafe { Self::end(self.raw, c_int::from(HostByte::Error as u8) << 16, residual) };
     }
 }
 
@@ -222,8 +324,8 @@ pub(crate) struct Address {
 
 /// See [`Command::pfns`].
 pub(crate) struct Pfns<'a> {
-    next: u64,
-    end: u64,
+    /// Of the last entry that was looked at.
+    pages: Range<u64>,
     // INVARIANT: When `left` is not 0, an entry of the list of a command that lives during `'a`, of which there are `left`
     // from here on.
     sg: *mut bindings::scatterlist,
@@ -231,54 +333,51 @@ pub(crate) struct Pfns<'a> {
     _command: core::marker::PhantomData<&'a Command>,
 }
 
+impl Pfns<'_> {
+    /// Goes on to the next entry. False when there is none.
+    #[inline]
+    fn enter(&mut self) -> bool {
+        if self.left == 0 {
+            return false;
+        }
+        // SAFETY: By the field's invariant.
+        self.pages = unsafe { pages(self.sg) };
+        self.left = self.left.wrapping_sub(1);
+        if self.left != 0 {
+            // SAFETY: By the field's invariant, and there is a further entry.
+            self.sg = unsafe { bindings::sg_next(self.sg) };
+        }
+        true
+    }
+}
+
 impl Iterator for Pfns<'_> {
     type Item = u64;
 
     #[inline]
     fn next(&mut self) -> Option<u64> {
-        while self.next == self.end {
-            if self.left == 0 {
+        loop {
+            if let Some(pfn) = Iterator::next(&mut self.pages) {
+                return Some(pfn);
+            }
+            if !self.enter() {
                 return None;
             }
-            // SAFETY: By the field's invariant.
-            let (address, len) = unsafe { ((*self.sg).dma_address, dma_len(self.sg)) };
-            self.left -= 1;
-            if self.left != 0 {
-                // SAFETY: By the field's invariant, and there is a further entry.
-                self.sg = unsafe { bindings::sg_next(self.sg) };
-            }
-            self.next = address >> 12;
-            // An address plus a length of memory that is mapped does not wrap.
-            self.end = address.wrapping_add(u64::from(len)).wrapping_add(4095) >> 12;
         }
-        let pfn = self.next;
-        self.next = pfn.wrapping_add(1);
-        Some(pfn)
     }
+}
 
-    // The same in fewer instructions, for who wants all.
-    #[inline]
-    fn fold<B, F: FnMut(B, u64) -> B>(self, init: B, mut f: F) -> B {
-        let mut all = init;
-        for pfn in self.next..self.end {
-            all = f(all, pfn);
-        }
-        let mut sg = self.sg;
-        for after in (0..self.left).rev() {
-            // SAFETY: By the field's invariant.
-            let (address, len) = unsafe { ((*sg).dma_address, dma_len(sg)) };
-            if after != 0 {
-                // SAFETY: By the field's invariant, and there is a further entry.
-                sg = unsafe { bindings::sg_next(sg) };
-            }
-            // An address plus a length of memory that is mapped does not wrap.
-            let end = address.wrapping_add(u64::from(len)).wrapping_add(4095) >> 12;
-            for pfn in address >> 12..end {
-                all = f(all, pfn);
-            }
-        }
-        all
-    }
+/// Page frame numbers of an entry's memory.
+///
+/// # Safety
+/// `sg` is a valid entry that is mapped for DMA.
+#[inline]
+unsafe fn pages(sg: *const bindings::scatterlist) -> Range<u64> {
+    // SAFETY: By the requirement.
+    let (address, len) = unsafe { ((*sg).dma_address, dma_len(sg)) };
+    // An address plus a length of memory that is mapped does not wrap.
+    let end = address.wrapping_add(u64::from(len)).wrapping_add(4095);
+    address >> 12..end >> 12
 }
 
 /// # Safety

@@ -3,10 +3,7 @@
 //! The functions and structures of `scsi_shim.c`. Layouts are asserted on both sides; each call site argues its safety.
 
 use core::mem::offset_of;
-use kernel::{
-    bindings,
-    ffi::{c_int, c_void},
-};
+use kernel::ffi::{c_int, c_void};
 
 /// `struct Scsi_Host`.
 #[repr(C)]
@@ -14,37 +11,19 @@ pub(super) struct ScsiHost {
     _opaque: [u8; 0],
 }
 
-/// A command (`struct hv_rs_scsi_command`): the private area behind its `struct scsi_cmnd`.
+/// `struct scsi_cmnd`. Its members are at the offsets of [`layout`].
 #[repr(C)]
-pub(super) struct RawCommand {
-    pub(super) cdb: *const u8,
-    pub(super) sg: *mut bindings::scatterlist,
-    pub(super) sg_count: u32,
-    pub(super) length: u32,
-    /// Bytes: 0, channel, target, logical unit.
-    pub(super) address: u32,
-    pub(super) cpu: u32,
-    pub(super) queue: u16,
-    pub(super) tag: u16,
-    pub(super) cdb_len: u8,
-    pub(super) direction: u8,
-    pub(super) tagged: u8,
-    pub(super) _reserved: u8,
+pub(super) struct ScsiCommand {
+    _opaque: [u8; 0],
 }
 
-const _: () = {
-    assert!(size_of::<RawCommand>() == 40);
-    assert!(offset_of!(RawCommand, sg) == 8);
-    assert!(offset_of!(RawCommand, sg_count) == 16);
-    assert!(offset_of!(RawCommand, length) == 20);
-    assert!(offset_of!(RawCommand, address) == 24);
-    assert!(offset_of!(RawCommand, cpu) == 28);
-    assert!(offset_of!(RawCommand, queue) == 32);
-    assert!(offset_of!(RawCommand, tag) == 34);
-    assert!(offset_of!(RawCommand, cdb_len) == 36);
-    assert!(offset_of!(RawCommand, direction) == 37);
-    assert!(offset_of!(RawCommand, tagged) == 38);
-};
+/// Offsets in bytes, and sizes, of this kernel's structures; see `scsi_layout.c`.
+pub(super) mod layout {
+    include!(concat!(
+        env!("HV_RS_GENERATED"),
+        "/drivers/storvsc/scsi_layout.rs"
+    ));
+}
 
 /// `struct hv_rs_scsi_device`.
 #[repr(C)]
@@ -88,9 +67,6 @@ const _: () = {
 #[repr(C)]
 pub(super) struct RawOps {
     /// # Safety
-    /// `data` as given with the operations; `command` is new, and is given away unless the result is false.
-    pub(super) queue: unsafe extern "C" fn(data: *const c_void, command: *mut RawCommand) -> bool,
-    /// # Safety
     /// `data` as given with the operations. Process context.
     pub(super) reset: unsafe extern "C" fn(data: *const c_void) -> bool,
     /// # Safety
@@ -98,11 +74,14 @@ pub(super) struct RawOps {
     pub(super) configure: unsafe extern "C" fn(data: *const c_void, device: *mut RawDevice),
 }
 
-const _: () = assert!(size_of::<RawOps>() == 24);
+const _: () = assert!(size_of::<RawOps>() == 16);
 
 unsafe extern "C" {
-    pub(super) fn hv_rs_scsi_done(command: *mut RawCommand, result: c_int, residual: u32);
-    pub(super) fn hv_rs_scsi_sense_buffer(command: *mut RawCommand) -> *mut u8;
+    // Of the kernel's.
+    pub(super) fn scsi_dma_map(command: *mut ScsiCommand) -> c_int;
+    pub(super) fn scsi_dma_unmap(command: *mut ScsiCommand);
+    pub(super) fn scsi_done(command: *mut ScsiCommand);
+
     pub(super) safe fn hv_rs_scsi_host_alloc() -> *mut ScsiHost;
     pub(super) fn hv_rs_scsi_host_put(host: *mut ScsiHost);
     pub(super) fn hv_rs_scsi_host_number(host: *mut ScsiHost) -> u32;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * SCSI hosts for Rust: kernel::bindings has no SCSI headers. This file moves values between the structures of the SCSI
- * layer and those below, and decides nothing. The Rust side is scsi_ffi.rs, which asserts the same layouts.
+ * layer and those below, and decides nothing. The Rust side is scsi_ffi.rs, which asserts the same layouts. Commands do not
+ * come here: scsi.rs takes them.
  */
-#include <linux/blk-mq.h>
 #include <linux/blkdev.h>
 #include <linux/build_bug.h>
 #include <linux/module.h>
@@ -11,42 +11,12 @@
 #include <linux/string.h>
 #include <scsi/scsi.h>
 #include <scsi/scsi_cmnd.h>
-#include <scsi/scsi_dbg.h>
 #include <scsi/scsi_device.h>
 #include <scsi/scsi_devinfo.h>
 #include <scsi/scsi_host.h>
 
 #define SIZE(type, size) static_assert(sizeof(type) == (size))
 #define AT(type, member, offset) static_assert(offsetof(type, member) == (offset))
-
-/* A command as the driver sees it: the private area behind its struct scsi_cmnd. */
-struct hv_rs_scsi_command {
-	const u8 *cdb;
-	struct scatterlist *sg;	/* mapped for DMA */
-	u32 sg_count;
-	u32 length;		/* bytes of data */
-	u32 address;		/* bytes: 0, channel, target, logical unit; see hv_rs_scsi_sdev_init */
-	u32 cpu;		/* that queues the command */
-	u16 queue;		/* hardware queue */
-	u16 tag;		/* in that queue */
-	u8 cdb_len;
-	u8 direction;		/* enum dma_data_direction */
-	u8 tagged;		/* the device queues commands */
-	u8 reserved;
-};
-
-SIZE(struct hv_rs_scsi_command, 40);
-AT(struct hv_rs_scsi_command, sg, 8);
-AT(struct hv_rs_scsi_command, sg_count, 16);
-AT(struct hv_rs_scsi_command, length, 20);
-AT(struct hv_rs_scsi_command, address, 24);
-AT(struct hv_rs_scsi_command, cpu, 28);
-AT(struct hv_rs_scsi_command, queue, 32);
-AT(struct hv_rs_scsi_command, tag, 34);
-AT(struct hv_rs_scsi_command, cdb_len, 36);
-AT(struct hv_rs_scsi_command, direction, 37);
-AT(struct hv_rs_scsi_command, tagged, 38);
-static_assert(DMA_TO_DEVICE == 1 && DMA_FROM_DEVICE == 2 && DMA_NONE == 3);
 
 /* What the driver sets of a device once SCSI has looked at it. */
 struct hv_rs_scsi_device {
@@ -81,87 +51,30 @@ AT(struct hv_rs_scsi_limits, max_lun, 24);
 AT(struct hv_rs_scsi_limits, dma_align_mask, 36);
 
 struct hv_rs_scsi_ops {
-	/* False: the host has no room for the command now. */
-	bool (*queue)(const void *data, struct hv_rs_scsi_command *command);
 	/* True: the command is over; false: it goes on. */
 	bool (*reset)(const void *data);
 	void (*configure)(const void *data, struct hv_rs_scsi_device *device);
 };
 
-SIZE(struct hv_rs_scsi_ops, 24);
+SIZE(struct hv_rs_scsi_ops, 16);
 
 struct hv_rs_scsi_host {
+	const void *data;	/* scsi.rs reads it for each command */
 	const struct hv_rs_scsi_ops *ops;
-	const void *data;
 };
 
-/* Host bytes and sense lengths that scsi_command.rs names. */
-static_assert(DID_NO_CONNECT == 0x01 && DID_BUS_BUSY == 0x02 && DID_ERROR == 0x07 && DID_RESET == 0x08);
-static_assert(DID_PASSTHROUGH == 0x0a && DID_REQUEUE == 0x0d);
-static_assert(SCSI_SENSE_BUFFERSIZE == 96);
-static_assert(sizeof_field(struct scsi_cmnd, cmnd) >= 16);
+AT(struct hv_rs_scsi_host, data, 0);
 
-static enum scsi_qc_status hv_rs_scsi_queuecommand(struct Scsi_Host *shost, struct scsi_cmnd *cmd)
-{
-	struct hv_rs_scsi_host *host = shost_priv(shost);
-	struct hv_rs_scsi_command *c = scsi_cmd_priv(cmd);
-	struct request *rq = scsi_cmd_to_rq(cmd);
-	struct scsi_device *sdev = cmd->device;
-	int count = scsi_dma_map(cmd);
+/* In scsi.rs, as are all other functions that are called for each command. */
+enum scsi_qc_status hv_rs_scsi_queuecommand(struct Scsi_Host *shost, struct scsi_cmnd *cmd);
 
-	/* "Host": SCSI tries again after some milliseconds, even if no command of this device is in flight. */
-	if (count < 0)
-		return SCSI_MLQUEUE_HOST_BUSY;
-	c->cdb = cmd->cmnd;
-	c->sg = scsi_sglist(cmd);
-	c->sg_count = count;
-	c->length = count ? scsi_bufflen(cmd) : 0;
-	c->address = (u32)(unsigned long)sdev->hostdata;
-	c->cpu = raw_smp_processor_id();
-	c->queue = rq->mq_hctx->queue_num;
-	c->tag = rq->tag;
-	c->cdb_len = cmd->cmd_len;
-	c->direction = cmd->sc_data_direction;
-	c->tagged = sdev->tagged_supported;
-	/* From here on the command may be over at any time. */
-	if (host->ops->queue(host->data, c))
-		return 0;
-	scsi_dma_unmap(cmd);
-	return SCSI_MLQUEUE_HOST_BUSY;
-}
-
-/* The private area is written in full by queuecommand: keeps SCSI from clearing it for each command. */
-static int hv_rs_scsi_init_cmd_priv(struct Scsi_Host *shost, struct scsi_cmnd *cmd)
-{
-	return 0;
-}
-
-static struct scsi_cmnd *hv_rs_scsi_cmnd(struct hv_rs_scsi_command *c)
-{
-	return (struct scsi_cmnd *)c - 1;
-}
-
-void hv_rs_scsi_done(struct hv_rs_scsi_command *c, int result, u32 residual)
-{
-	struct scsi_cmnd *cmd = hv_rs_scsi_cmnd(c);
-
-	scsi_dma_unmap(cmd);
-	cmd->result = result;
-	scsi_set_resid(cmd, residual);
-	scsi_done(cmd);
-}
-
-/* SCSI_SENSE_BUFFERSIZE bytes. */
-u8 *hv_rs_scsi_sense_buffer(struct hv_rs_scsi_command *c)
-{
-	return hv_rs_scsi_cmnd(c)->sense_buffer;
-}
+#define HV_RS_TAGGED (1UL << 32)
 
 static int hv_rs_scsi_sdev_init(struct scsi_device *sdev)
 {
-	/* Limits of hosts are such that each fits a byte; see hv_rs_scsi_host_add. */
-	sdev->hostdata = (void *)(unsigned long)((sdev->channel & 0xff) << 8 | (sdev->id & 0xff) << 16 |
-						 (u32)(sdev->lun & 0xff) << 24);
+	/* As commands need it: host, channel, target, unit. Limits of hosts are such that the latter fit; see hv_rs_scsi_host_add. */
+	sdev->hostdata = (void *)(unsigned long)((sdev->host->host_no & 0xff) | (sdev->channel & 0xff) << 8 |
+						 (sdev->id & 0xff) << 16 | (u32)(sdev->lun & 0xff) << 24);
 	/*
 	 * Microsoft's targets claim SPC-2, and implement what came later, VPD pages among it. Hosts report DVD drives as of
 	 * unknown type, and support REPORT LUNS all the same.
@@ -179,6 +92,9 @@ static int hv_rs_scsi_sdev_configure(struct scsi_device *sdev, struct queue_limi
 		.no_write_same = sdev->no_write_same,
 	};
 
+	/* Known since INQUIRY, which came before. */
+	if (sdev->tagged_supported)
+		sdev->hostdata = (void *)((unsigned long)sdev->hostdata | HV_RS_TAGGED);
 	memcpy(d.vendor, sdev->vendor, sizeof(d.vendor));
 	host->ops->configure(host->data, &d);
 	blk_queue_rq_timeout(sdev->request_queue, msecs_to_jiffies(d.timeout_ms));
@@ -226,8 +142,6 @@ static const struct scsi_host_template hv_rs_scsi_template = {
 	.module = THIS_MODULE,
 	.name = "storvsc_host_t",
 	.proc_name = "storvsc_host",
-	.cmd_size = sizeof(struct hv_rs_scsi_command),
-	.init_cmd_priv = hv_rs_scsi_init_cmd_priv,
 	.queuecommand = hv_rs_scsi_queuecommand,
 	.eh_timed_out = hv_rs_scsi_timed_out,
 	.eh_host_reset_handler = hv_rs_scsi_host_reset,

@@ -3,8 +3,8 @@
 //! The commands that a device has, by the ids under which it will complete them.
 //!
 //! The device returns ids as it likes. So an id names a place, how often that was used, and by which way the command went; the
-//! place holds the id of the command in flight, and whoever exchanges that for 0 has the command. One atomic operation, no lock,
-//! and each command is completed once.
+//! place holds the id of the command in flight, and whoever exchanges that for one without a place has the command. One atomic
+//! operation, no lock, and each command is completed once.
 //!
 //! ```text
 //! 63       44 43     32 31          0
@@ -15,13 +15,13 @@
 
 use core::{
     ptr::{self, NonNull},
-    sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicPtr, AtomicU64, Ordering},
 };
 use kernel::prelude::*;
 
 use super::{
     scsi_command::Command,
-    scsi_ffi::RawCommand, //
+    scsi_ffi::ScsiCommand, //
 };
 
 const WAY_SHIFT: u32 = 32;
@@ -30,14 +30,27 @@ const USE_SHIFT: u32 = 44;
 /// Ways are below this.
 pub(crate) const WAYS: u32 = 1 << (USE_SHIFT - WAY_SHIFT);
 
+/// The part of an id that counts.
+const USES: u64 = u64::MAX << USE_SHIFT;
+
+/// The part of an id that tells of `way`.
+#[inline]
+pub(crate) const fn way_bits(way: u32) -> u64 {
+    ((way & (WAYS - 1)) as u64) << WAY_SHIFT
+}
+
 /// Place for the command with one tag of one queue.
 struct Slot {
-    /// Id of the command that is in flight, or 0.
+    /// Id of the command that is in flight, or that of the last one with nothing but the count of uses.
     id: AtomicU64,
-    // INVARIANT: While `id` is not 0, a command that belongs to who sets it to 0.
-    command: AtomicPtr<RawCommand>,
-    /// Counts the uses of the place. Only who holds the tag's command writes.
-    uses: AtomicU32,
+    // INVARIANT: While `id` names a place, a command that belongs to who takes that from it.
+    command: AtomicPtr<ScsiCommand>,
+}
+
+/// Whether `id` is that of a command.
+#[inline]
+const fn in_flight(id: u64) -> bool {
+    id as u32 != 0
 }
 
 /// See the [module's documentation](self).
@@ -62,7 +75,6 @@ impl Slots {
                 Slot {
                     id: AtomicU64::new(0),
                     command: AtomicPtr::new(ptr::null_mut()),
-                    uses: AtomicU32::new(0),
                 },
                 GFP_KERNEL,
             )?;
@@ -70,28 +82,26 @@ impl Slots {
         Ok(Self { slots, depth })
     }
 
-    /// A place for `command`, which is to go by `way`, before it is sent.
+    /// A place for `command`, before it is sent by the way of these [bits](way_bits).
     ///
     /// # Errors
     /// The command, when there is no such place: it is not one of these queues.
     #[inline]
-    pub(crate) fn ticket(&self, command: Command, way: u32) -> Result<Ticket<'_>, Command> {
-        let raw = command.raw();
-        if u32::from(raw.tag) >= self.depth {
+    pub(crate) fn ticket(&self, command: Command, way_bits: u64) -> Result<Ticket<'_>, Command> {
+        let (queue, tag) = (command.queue(), command.tag());
+        if tag >= self.depth {
             return Err(command);
         }
-        // Less than 2^32: the tag is below a depth of less than 2^16, or out of range below.
-        let place = u32::from(raw.queue)
-            .wrapping_mul(self.depth)
-            .wrapping_add(u32::from(raw.tag));
+        let place = queue.wrapping_mul(self.depth).wrapping_add(tag);
         let Some(slot) = self.slots.get(place as usize) else {
             return Err(command);
         };
-        let uses = slot.uses.load(Ordering::Relaxed).wrapping_add(1);
-        slot.uses.store(uses, Ordering::Relaxed);
-        let id = u64::from(uses) << USE_SHIFT
-            | u64::from(way & (WAYS - 1)) << WAY_SHIFT
-            | u64::from(place.wrapping_add(1));
+        // Only who holds the tag's command changes the id of a place that has none in flight.
+        let uses = (slot.id.load(Ordering::Relaxed) & USES).wrapping_add(1 << USE_SHIFT);
+        // Nothing is carried: the place is below the number of places, which is below 2^32.
+        let id = (uses | way_bits)
+            .wrapping_add(u64::from(place))
+            .wrapping_add(1);
         Ok(Ticket { slot, id, command })
     }
 
@@ -107,8 +117,8 @@ impl Slots {
     pub(crate) fn take_all(&self, way: Option<u32>, mut each: impl FnMut(Command)) {
         for slot in &self.slots {
             let id = slot.id.load(Ordering::Acquire);
-            let of_way = |way: u32| (id >> WAY_SHIFT) as u32 & (WAYS - 1) == way;
-            if id != 0 && way.is_none_or(of_way) {
+            let of_way = |way: u32| id & way_bits(WAYS - 1) == way_bits(way);
+            if in_flight(id) && way.is_none_or(of_way) {
                 if let Some(command) = slot.take(id) {
                     each(command);
                 }
@@ -120,24 +130,22 @@ impl Slots {
     pub(crate) fn is_empty(&self) -> bool {
         self.slots
             .iter()
-            .all(|slot| slot.id.load(Ordering::SeqCst) == 0)
+            .all(|slot| !in_flight(slot.id.load(Ordering::SeqCst)))
     }
 }
 
 impl Slot {
+    /// `id` names a place.
     #[inline]
     fn take(&self, id: u64) -> Option<Command> {
-        if id == 0 {
-            return None;
-        }
         // Acquire pairs with the release in `Ticket::park`. SeqCst: who waits for all places to be empty is looked for after
         // this, and looks at the places after having said so.
         self.id
-            .compare_exchange(id, 0, Ordering::SeqCst, Ordering::Relaxed)
+            .compare_exchange(id, id & USES, Ordering::SeqCst, Ordering::Relaxed)
             .ok()?;
-        let command = NonNull::new(self.command.load(Ordering::Relaxed))?;
-        // SAFETY: By the field's invariant: this exchanged the id for 0.
-        Some(unsafe { Command::from_raw(command) })
+        let command = self.command.load(Ordering::Relaxed);
+        // SAFETY: By the field's invariant: this took the place out of the id.
+        Some(unsafe { Command::from_raw(NonNull::new_unchecked(command)) })
     }
 }
 
@@ -177,7 +185,7 @@ impl Ticket<'_> {
         self.slot
             .command
             .store(self.command.into_raw().as_ptr(), Ordering::Relaxed);
-        // INVARIANT: Ownership is handed to who sets the id to 0. Release: the command is there before its id.
+        // INVARIANT: Ownership is handed to who takes the place out of the id. Release: the command is there before its id.
         self.slot.id.store(self.id, Ordering::Release);
     }
 }

@@ -28,7 +28,7 @@ use crate::{
 pub use vmbus_proto::{
     packet::{Packet, PacketDescriptor, PacketFlags, PacketKind, PacketType},
     range::GpaRangeHeader,
-    ring::{PacketWriter, WriteError},
+    ring::{Filled, GpaDirectRoom, PacketWriter, WriteError},
 };
 
 /// Why a packet was not sent.
@@ -165,21 +165,20 @@ impl RingProducer<'_> {
             .send_gpa_ranges(keep, ranges, transaction_id, payload)
     }
 
-    /// See [`Producer::send_gpa_direct_keeping`].
-    ///
-    /// # Errors
-    /// See there.
+    /// See [`Producer::begin_gpa_direct`].
     #[inline(always)]
-    pub fn send_gpa_direct_keeping<const N: usize>(
-        &mut self,
+    pub fn begin_gpa_direct<const N: usize>(
+        &self,
         keep: u32,
         range: GpaRangeHeader,
-        pfns: impl IntoIterator<Item = u64>,
-        transaction_id: u64,
-        payload: impl FnOnce() -> Option<[u64; N]>,
-    ) -> Result<(), WriteError> {
-        self.0
-            .send_gpa_direct_keeping(keep, range, pfns, transaction_id, payload)
+    ) -> Option<GpaDirectRoom<'_, N>> {
+        self.0.begin_gpa_direct(keep, range)
+    }
+
+    /// See [`Producer::finish_gpa_direct`].
+    #[inline(always)]
+    pub fn finish_gpa_direct(&mut self, packet: Filled) {
+        self.0.finish_gpa_direct(packet);
     }
 
     /// See [`Producer::send_gpa_direct`].
@@ -573,12 +572,27 @@ impl Sender<'_> {
         self.core.send(|ring| write(&mut RingProducer(ring)))
     }
 
+    /// As [`send_with`](Self::send_with), for a packet that stands for `value`, in the fewest instructions: `write` takes that when
+    /// the packet is written, and gives it back when it is not.
+    ///
+    /// # Errors
+    /// `value`, when nothing was sent: another way of sending tells why.
+    #[inline(always)] // For the caller who sends much.
+    pub fn try_send_value<T>(
+        &self,
+        value: T,
+        write: impl FnOnce(&mut RingProducer<'_>, T) -> Result<(), T>,
+    ) -> Result<(), T> {
+        self.core
+            .try_send_value(value, |ring, value| write(&mut RingProducer(ring), value))
+    }
+
     /// As [`send_with`](Self::send_with), for a packet that stands for `value`: `write` takes it when the packet is written, and
     /// gives it back with the error when not; so does this.
     ///
     /// # Errors
     /// As for [`send_inband`](Self::send_inband).
-    #[inline(always)] // For the caller who sends much.
+    #[inline]
     pub fn send_value<T>(
         &self,
         value: T,

@@ -50,6 +50,7 @@ use crate::{
     inbox::{Inbox, Node},
     log::{pr_warn_limited, Show},
     memory::SharedPage,
+    services::{cpu, rcu},
     sync::{new_irq_lock, Event, IrqLock},
     synic::{self, Synic},
     waiter::Waiter,
@@ -223,8 +224,7 @@ impl Connection {
     /// Undoes [`set_global`](Self::set_global), and waits for interrupt handlers in progress.
     pub(crate) fn clear_global() {
         GLOBAL.store(ptr::null_mut(), Ordering::Release);
-        // SAFETY: May sleep.
-        unsafe { bindings::synchronize_rcu() };
+        rcu::synchronize();
     }
 
     /// One more reference.
@@ -602,13 +602,13 @@ impl Connection {
     /// The hypervisor's interrupt on this CPU.
     #[inline]
     fn on_interrupt(&self) {
-        let Some(synic) = self.synic.cpu(ffi::hv_rs_this_cpu()) else {
+        let Some(synic) = self.synic.cpu(cpu::current()) else {
             return;
         };
         for word in 0..self.words.load(Ordering::Acquire) {
             let mut flags = synic.take_events(word);
             while flags != 0 {
-                let relid = word * 64 + flags.trailing_zeros() as usize;
+                let relid = word << 6 | flags.trailing_zeros() as usize;
                 flags &= flags - 1;
                 if let Some(slot) = self.table.get(relid) {
                     // SAFETY: Null or a channel, which stays until a grace period after it is taken out of the

@@ -50,7 +50,6 @@ unsafe extern "C" {
 
     pub(crate) fn hv_rs_tasklet_schedule(t: *mut bindings::tasklet_struct);
 
-    pub(crate) safe fn hv_rs_this_cpu() -> c_uint;
     pub(crate) safe fn hv_rs_nr_cpu_ids() -> c_uint;
     pub(crate) safe fn hv_rs_cpu_usable(cpu: c_uint) -> bool;
     pub(crate) fn hv_rs_cpu_to_node(cpu: c_uint) -> c_int;

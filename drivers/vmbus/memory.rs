@@ -186,14 +186,14 @@ unsafe impl Sync for RingMap {}
 
 impl RingMap {
     /// The header page.
-    pub(crate) fn header(&self) -> *mut u8 {
-        self.base.as_ptr()
+    pub(crate) fn header(&self) -> NonNull<u8> {
+        self.base
     }
 
     /// The data: twice [`data_len`](Self::data_len) bytes, the second half the same memory as the first.
-    pub(crate) fn data(&self) -> *mut u8 {
+    pub(crate) fn data(&self) -> NonNull<u8> {
         // SAFETY: The header page is part of the mapping.
-        unsafe { self.base.as_ptr().add(PAGE) }
+        unsafe { self.base.add(PAGE) }
     }
 
     /// Bytes of data.

@@ -27,7 +27,7 @@ use crate::{
     log::{pr_warn_limited, Show},
     memory::{RingMap, SharedPages, PAGE},
     ring::RingView,
-    sync::{new_irq_lock, IrqLock},
+    sync::{new_irq_lock, IrqGuard, IrqLock},
 };
 
 /// How to call a driver's handler.
@@ -195,7 +195,7 @@ impl OpenCore {
     }
 
     /// As [`send`](Self::send); `value` goes to `write`, or comes back.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn send_value<T>(
         &self,
         value: T,
@@ -209,14 +209,39 @@ impl OpenCore {
             tx.ring.revert();
             return Err((self.send_failed(&mut tx, e), value));
         }
+        self.written(tx);
+        Ok(())
+    }
+
+    /// As [`send_value`](Self::send_value), without the reasons: nothing was sent if `value` comes back.
+    #[inline(always)]
+    pub(crate) fn try_send_value<T>(
+        &self,
+        value: T,
+        write: impl FnOnce(&mut Producer<RingView>, T) -> Result<(), T>,
+    ) -> Result<(), T> {
+        let mut tx = self.tx.lock();
+        if !tx.open {
+            return Err(value);
+        }
+        if let Err(value) = write(&mut tx.ring, value) {
+            tx.ring.revert();
+            return Err(value);
+        }
+        self.written(tx);
+        Ok(())
+    }
+
+    /// Shows the host what was written.
+    #[inline(always)]
+    fn written(&self, mut tx: IrqGuard<'_, Tx>) {
         tx.was_full = false;
         let signal = tx.ring.commit();
         drop(tx);
         if signal {
-            self.signal_host();
             bump(&self.stats().intr_out_empty);
+            self.signal_host();
         }
-        Ok(())
     }
 
     #[cold]
@@ -257,19 +282,29 @@ impl OpenCore {
 
     /// Signals the host.
     #[doc(alias = "vmbus_setevent")]
+    #[inline]
     fn signal_host(&self) {
-        match self.method {
-            SignalMethod::Hypercall { dedicated } => {
-                if !dedicated {
-                    self.set_interrupt_bit();
-                }
-                bump(&self.stats().signals);
-                let status = hypercall::signal_event(self.connection_id);
-                if !status.is_success() {
-                    self.signal_failed(status);
-                }
-            }
-            SignalMethod::Monitor(position) => self.signal_by_monitor(position),
+        if self.method != (SignalMethod::Hypercall { dedicated: true }) {
+            return self.signal_otherwise();
+        }
+        bump(&self.stats().signals);
+        let status = hypercall::signal_event(self.connection_id);
+        if !status.is_success() {
+            self.signal_failed(status);
+        }
+    }
+
+    /// As hosts before 5.0 want it, or by the monitor page.
+    #[inline(never)]
+    fn signal_otherwise(&self) {
+        self.set_interrupt_bit();
+        if let SignalMethod::Monitor(position) = self.method {
+            return self.signal_by_monitor(position);
+        }
+        bump(&self.stats().signals);
+        let status = hypercall::signal_event(self.connection_id);
+        if !status.is_success() {
+            self.signal_failed(status);
         }
     }
 
@@ -285,9 +320,7 @@ impl OpenCore {
         }
     }
 
-    #[inline(never)]
     fn signal_by_monitor(&self, position: MonitorPosition) {
-        self.set_interrupt_bit();
         // SAFETY: The word is inside the page and aligned; the hypervisor uses atomics, too.
         let pending = unsafe {
             AtomicU32::from_ptr(
@@ -301,7 +334,6 @@ impl OpenCore {
     }
 
     /// Hosts before 5.0 find out from the interrupt page which channel is meant; its second half is ours.
-    #[inline(never)]
     fn set_interrupt_bit(&self) {
         let bit = self.relid.0 % MAX_CHANNELS;
         // SAFETY: The word is inside the page, which holds 2048 bytes from its middle, and aligned; both sides use
@@ -489,9 +521,15 @@ impl OpenCore {
         // SAFETY: By the requirement.
         let rx = unsafe { &mut *self.rx.get() };
         if rx.ring.commit() {
-            bump(&self.stats().intr_in_full);
-            self.signal_host();
+            self.room_given();
         }
+    }
+
+    /// The host waits for the room that it was just given.
+    #[cold]
+    fn room_given(&self) {
+        bump(&self.stats().intr_in_full);
+        self.signal_host();
     }
 
     /// Asks the host not to interrupt.
@@ -513,8 +551,7 @@ impl OpenCore {
         // SAFETY: By the requirement.
         let drained = unsafe { &mut *self.rx.get() }.ring.finish();
         if drained.signal {
-            bump(&self.stats().intr_in_full);
-            self.signal_host();
+            self.room_given();
         }
         drained.more && !self.broken.load(Ordering::Relaxed)
     }
@@ -525,7 +562,15 @@ impl OpenCore {
     pub(crate) unsafe fn release_receiver(&self) {
         // SeqCst: the side is free before the flag is read; `run_handler` sets the flag before it tries again.
         self.rx_busy.store(false, Ordering::SeqCst);
-        if self.rx_missed.load(Ordering::SeqCst) && self.rx_missed.swap(false, Ordering::SeqCst) {
+        if self.rx_missed.load(Ordering::SeqCst) {
+            self.make_up();
+        }
+    }
+
+    /// Has the handler called that was missed, once.
+    #[cold]
+    fn make_up(&self) {
+        if self.rx_missed.swap(false, Ordering::SeqCst) {
             self.chan.call_again(self);
         }
     }
@@ -542,20 +587,30 @@ impl OpenCore {
     /// Claims the receiving side. `None`: who has it sees to it that the handler is called.
     #[inline]
     fn receiver_for_handler(&self) -> Option<Receiver<'_>> {
-        self.try_receiver().or_else(|| {
-            // Somebody else has it, who may have looked for the last time. Once more, in case it was given back before the flag
-            // was set.
-            self.rx_missed.store(true, Ordering::SeqCst);
-            self.try_receiver()
-        })
+        self.try_receiver().or_else(|| self.receiver_missed())
+    }
+
+    /// Somebody else has the receiving side, who may have looked for the last time.
+    #[cold]
+    fn receiver_missed(&self) -> Option<Receiver<'_>> {
+        self.rx_missed.store(true, Ordering::SeqCst);
+        // Once more, in case it was given back before the flag was set.
+        self.try_receiver()
     }
 
     /// Calls the handler of a channel in mode [`CallbackMode::Isr`]. In the interrupt handler, while the channel is published.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn run_in_interrupt(&self) {
-        if let Some(mut rx) = self.receiver_for_handler() {
+        if let Some(rx) = self.receiver_for_handler() {
+            let mut rx = ManuallyDrop::new(rx);
             // SAFETY: The channel is open.
             unsafe { (self.callback.func)(self.callback.ctx, &mut rx) };
+            // What dropping it does, as part of this function.
+            // SAFETY: `rx` holds the receiving side, and is not used any more.
+            unsafe {
+                self.commit_read();
+                self.release_receiver();
+            }
         }
     }
 

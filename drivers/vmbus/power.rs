@@ -12,7 +12,7 @@ use kernel::{
     types::Opaque,
 };
 
-use crate::{connection::Connection, cpus, ffi, synic};
+use crate::{connection::Connection, cpus, ffi, services::cpu, synic};
 
 /// Handlers for kexec, crash and panic; taken back on drop.
 #[pin_data(PinnedDrop)]
@@ -75,7 +75,7 @@ unsafe extern "C" fn on_crash(_regs: *mut bindings::pt_regs) {
     }
     // The other CPUs cannot be reached any more.
     // SAFETY: No requirements but to run on the CPU.
-    unsafe { ffi::hv_stimer_cleanup(ffi::hv_rs_this_cpu()) };
+    unsafe { ffi::hv_stimer_cleanup(cpu::current()) };
     synic::disable_this_cpu();
 }
 
@@ -106,6 +106,6 @@ unsafe extern "C" fn hv_rs_synic_suspend() -> c_int {
 unsafe extern "C" fn hv_rs_synic_resume() {
     if let Some(conn) = Connection::global() {
         // Its pages were allocated when the CPU first came online, so this cannot fail.
-        let _ = conn.synic.enable_this_cpu(ffi::hv_rs_this_cpu());
+        let _ = conn.synic.enable_this_cpu(cpu::current());
     }
 }

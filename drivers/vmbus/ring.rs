@@ -3,7 +3,7 @@
 //! Ring memory in the kernel's address space.
 
 use core::{
-    ptr,
+    ptr::{self, NonNull},
     sync::atomic::{fence, AtomicU32, AtomicU64, Ordering},
 };
 use vmbus_proto::ring::{ControlWord, RingMemory};
@@ -18,8 +18,8 @@ use crate::memory::{RingMap, PAGE};
 #[derive(Clone, Copy, Debug)]
 #[doc(hidden)]
 pub struct RingView {
-    header: *mut u8,
-    data: *mut u8,
+    header: NonNull<u8>,
+    data: NonNull<u8>,
     size: u32,
 }
 
@@ -44,7 +44,7 @@ impl RingView {
     fn word(&self, word: ControlWord) -> &AtomicU32 {
         const { assert!(ControlWord::FeatureBits.offset() + 4 <= PAGE) };
         // SAFETY: The word lies in the mapped header page, 4-byte aligned; both sides access it as a whole.
-        unsafe { AtomicU32::from_ptr(self.header.add(word.offset()).cast()) }
+        unsafe { AtomicU32::from_ptr(self.header.as_ptr().add(word.offset()).cast()) }
     }
 
     /// Bytes of the data that were written and not read, at most all; the host's index may be anything.
@@ -111,7 +111,11 @@ impl RingMemory for RingView {
         // SAFETY: The source is mapped, as just checked. The host may write it meanwhile: then the copy holds rubbish, which
         // is all that can happen. `out` is ours alone.
         unsafe {
-            ptr::copy_nonoverlapping(self.data.add(offset as usize), out.as_mut_ptr(), out.len())
+            ptr::copy_nonoverlapping(
+                self.data.as_ptr().add(offset as usize),
+                out.as_mut_ptr(),
+                out.len(),
+            )
         };
     }
 
@@ -123,7 +127,11 @@ impl RingMemory for RingView {
         }
         // SAFETY: The destination is mapped, as just checked; no reference to it exists.
         unsafe {
-            ptr::copy_nonoverlapping(bytes.as_ptr(), self.data.add(offset as usize), bytes.len())
+            ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                self.data.as_ptr().add(offset as usize),
+                bytes.len(),
+            )
         };
     }
 
@@ -134,7 +142,7 @@ impl RingMemory for RingView {
             return 0;
         }
         // SAFETY: Mapped, as just checked, and aligned.
-        unsafe { AtomicU64::from_ptr(self.data.add(offset as usize).cast()) }
+        unsafe { AtomicU64::from_ptr(self.data.as_ptr().add(offset as usize).cast()) }
             .load(Ordering::Relaxed)
     }
 
@@ -147,7 +155,7 @@ impl RingMemory for RingView {
         }
         // SAFETY: Mapped, as just checked, beyond the end by the second mapping, and aligned.
         unsafe {
-            let first = self.data.add(offset as usize).cast();
+            let first = self.data.as_ptr().add(offset as usize).cast();
             [
                 AtomicU64::from_ptr(first).load(Ordering::Relaxed),
                 AtomicU64::from_ptr(first.add(1)).load(Ordering::Relaxed),
@@ -156,14 +164,34 @@ impl RingMemory for RingView {
     }
 
     #[inline]
+    fn window(&self, offset: u32, len: u32) -> Option<&[AtomicU64]> {
+        if (offset | len) & 7 != 0 || !self.covers(offset, len as usize) {
+            return None;
+        }
+        // SAFETY: Mapped, as just checked, beyond the end by the second mapping, and aligned; the host's accesses to words are as
+        // good as atomic.
+        Some(unsafe {
+            core::slice::from_raw_parts(
+                self.data.as_ptr().add(offset as usize).cast_const().cast(),
+                len as usize / 8,
+            )
+        })
+    }
+
+    #[inline]
     fn write_far(&self, offset: u32, bytes: &[u8]) {
         if offset as usize + bytes.len() > 2 * self.size as usize {
             debug_assert!(false);
             return;
         }
-        // SAFETY: The destination lies in one of the two mappings or both, as just checked; no reference to it exists.
+        // SAFETY: The destination lies in one of the two mappings or both, as just checked; no reference to it exists but to
+        // atomics, which nobody uses now.
         unsafe {
-            ptr::copy_nonoverlapping(bytes.as_ptr(), self.data.add(offset as usize), bytes.len())
+            ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                self.data.as_ptr().add(offset as usize),
+                bytes.len(),
+            )
         };
     }
 }

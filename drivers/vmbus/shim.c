@@ -130,11 +130,6 @@ void hv_rs_tasklet_schedule(struct tasklet_struct *t)
 
 /* CPUs */
 
-unsigned int hv_rs_this_cpu(void)
-{
-	return raw_smp_processor_id();
-}
-
 unsigned int hv_rs_nr_cpu_ids(void)
 {
 	return nr_cpu_ids;

@@ -9,6 +9,7 @@ use super::{
 use crate::packet::{
     Packet, PacketDescriptor, PacketFlags, PacketType, DESCRIPTOR_SIZE, TRAILER_SIZE,
 };
+use core::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::IntoBytes;
 
 /// Reads packets from a ring.
@@ -192,8 +193,8 @@ impl<M: RingMemory> Consumer<M> {
 
     /// Shows `take` the transaction id and the first `N` words of the payload of the next packet, if that is a completion
     /// with a payload of `payload` bytes; moves on if that returns something. Else nothing has happened, and
-    /// [`peek`](Self::peek) tells what there is. For readers of many packets of one kind: with constant arguments most
-    /// checks are none.
+    /// [`peek`](Self::peek) tells what there is; so also where the memory has no [window](RingMemory::window). For readers of many
+    /// packets of one kind: with constant arguments most checks are none.
     #[inline]
     pub fn take_completion<const N: usize, R>(
         &mut self,
@@ -214,14 +215,18 @@ impl<M: RingMemory> Consumer<M> {
         if distance(self.next, self.cached_write, self.size) < expected.ring_len() {
             return None;
         }
-        let [first, transaction_id] = self.memory.read_u64_pair(self.next);
-        if first != expected.low_word() || N > payload as usize >> 3 {
+        let after = advance(self.next, expected.ring_len(), self.size);
+        let window = self.memory.window(self.next, expected.ring_len())?;
+        let ([first, id], rest) = window.split_first_chunk::<2>()?;
+        let get = |word: &AtomicU64| u64::from_le(word.load(Ordering::Relaxed));
+        if get(first) != expected.low_word() || N > payload as usize >> 3 {
             return None;
         }
+        let transaction_id = get(id);
         let mut words = [0; N];
-        let at = advance(self.next, DESCRIPTOR_SIZE, self.size);
-        let after = advance(self.next, expected.ring_len(), self.size);
-        self.memory.read(at, words.as_mut_bytes());
+        for (to, word) in words.iter_mut().zip(rest.first_chunk::<N>()?) {
+            *to = get(word);
+        }
         let taken = take(transaction_id, &words)?;
         self.next = after;
         Some(taken)

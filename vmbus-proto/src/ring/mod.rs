@@ -32,7 +32,7 @@
 //! | full in `Consumer::commit`, `finish` | `read_index` (and mask) before loads of `pending_send_sz`, `write_index` | full in `Producer::commit`, `request_space` |
 //! | full in `Producer::request_space` | `pending_send_sz` before load of `read_index` | full in `Consumer::commit` |
 
-use core::fmt;
+use core::{fmt, sync::atomic::AtomicU64};
 
 use crate::packet::PacketError;
 use crate::PAGE_SIZE;
@@ -43,7 +43,7 @@ mod producer;
 mod tests;
 
 pub use consumer::{Consumer, Drained, Incoming};
-pub use producer::{PacketWriter, Producer};
+pub use producer::{Filled, GpaDirectRoom, PacketWriter, Producer};
 
 /// Size in bytes of the page of control words that precedes a ring's data.
 pub const CONTROL_SIZE: usize = PAGE_SIZE;
@@ -82,7 +82,7 @@ impl ControlWord {
 /// The memory of one ring.
 ///
 /// Shared with the peer, which may change any of it at any time; so no method hands out
-/// references into it. Data offsets are relative to the data area. Callers keep
+/// references into it but to atomics. Data offsets are relative to the data area. Callers keep
 /// `offset < data_size()` and `bytes.len() <= data_size()`; data that reach beyond the end of the area go on
 /// at its start. Implementations must stay memory-safe for any arguments.
 pub trait RingMemory {
@@ -116,6 +116,15 @@ pub trait RingMemory {
 
     /// Copies `bytes` into the data area from `offset` on.
     fn write(&self, offset: u32, bytes: &[u8]);
+
+    /// The `len` bytes of the data area from `offset` on, both multiples of 8, as words in the peer's byte order (little endian):
+    /// for who would have many small pieces checked one by one. `None`: they cannot be had like this; use [`read`](Self::read) and
+    /// [`write`](Self::write). Where the area is mapped twice in a row they always can, across its end, too.
+    #[inline]
+    fn window(&self, offset: u32, len: u32) -> Option<&[AtomicU64]> {
+        let _ = (offset, len);
+        None
+    }
 
     /// As [`write`](Self::write), for one piece of several that follow each other and are no longer than
     /// the data area together: `offset` counts from the start of the area, and for the later pieces may lie beyond its end.
@@ -186,6 +195,9 @@ impl<M: RingMemory + ?Sized> RingMemory for &M {
     }
     fn write_far(&self, offset: u32, bytes: &[u8]) {
         (**self).write_far(offset, bytes);
+    }
+    fn window(&self, offset: u32, len: u32) -> Option<&[AtomicU64]> {
+        (**self).window(offset, len)
     }
     fn read_u64(&self, offset: u32) -> u64 {
         (**self).read_u64(offset)

@@ -11,6 +11,7 @@ use crate::packet::{
     DESCRIPTOR_SIZE, EXTRA_HEADER_SIZE, TRAILER_SIZE,
 };
 use crate::range::GpaRangeHeader;
+use core::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::IntoBytes;
 
 mod words;
@@ -23,9 +24,9 @@ mod words;
 /// # Invariants
 ///
 /// - `size` is the checked size of the data area.
-/// - `next`, `committed` and `cached_read` are multiples of 8 below `size`.
-/// - The consumer may read from `cached_read` (or later) up to `committed`; what is free starts at
-///   `next` and ends before `cached_read`, and is never all of the ring.
+/// - `next` and `committed` are multiples of 8 below `size`.
+/// - The consumer may read up to `committed`; it has read, and will not read again, what starts at `next` and is `free` bytes
+///   long, which is never all of the ring.
 #[derive(Debug)]
 pub struct Producer<M> {
     memory: M,
@@ -34,8 +35,8 @@ pub struct Producer<M> {
     next: u32,
     /// `write_index` as the consumer sees it. Never read back.
     committed: u32,
-    /// The consumer's index when it was last looked at. Stale values only hide free space.
-    cached_read: u32,
+    /// Bytes free from `next` on, by the consumer's index when it was last looked at. Stale values only hide free space.
+    free: u32,
     /// `pending_send_sz` as the consumer sees it.
     pending: u32,
 }
@@ -54,7 +55,7 @@ impl<M: RingMemory> Producer<M> {
             size,
             next: 0,
             committed: 0,
-            cached_read: 0,
+            free: size.wrapping_sub(8),
             pending: 0,
         })
     }
@@ -71,9 +72,9 @@ impl<M: RingMemory> Producer<M> {
         if !valid_index(next, size) {
             return Err(RingError::BadWriteIndex { index: next });
         }
-        let cached_read = memory.load_acquire(ControlWord::ReadIndex);
-        if !valid_index(cached_read, size) {
-            return Err(RingError::BadReadIndex { index: cached_read });
+        let read = memory.load_acquire(ControlWord::ReadIndex);
+        if !valid_index(read, size) {
+            return Err(RingError::BadReadIndex { index: read });
         }
         memory.store(ControlWord::PendingSendSize, 0);
         memory.store_release(ControlWord::FeatureBits, FEATURE_PENDING_SEND_SIZE);
@@ -82,7 +83,7 @@ impl<M: RingMemory> Producer<M> {
             size,
             next,
             committed: next,
-            cached_read,
+            free: free_between(next, read, size),
             pending: 0,
         })
     }
@@ -111,15 +112,6 @@ impl<M: RingMemory> Producer<M> {
         self.size.wrapping_sub(8)
     }
 
-    /// Bytes free for packets (with trailers), by the consumer's index as last seen.
-    #[inline]
-    const fn cached_free(&self) -> u32 {
-        // From 8 to `size`; one unit of 8 always stays free.
-        self.size
-            .wrapping_sub(distance(self.cached_read, self.next, self.size))
-            .wrapping_sub(8)
-    }
-
     /// Looks at the consumer's index.
     #[inline]
     fn refresh(&mut self) -> Result<(), RingError> {
@@ -128,7 +120,7 @@ impl<M: RingMemory> Producer<M> {
         if !valid_index(index, self.size) {
             return Err(RingError::BadReadIndex { index });
         }
-        self.cached_read = index;
+        self.free = free_between(self.next, index, self.size);
         Ok(())
     }
 
@@ -138,7 +130,7 @@ impl<M: RingMemory> Producer<M> {
     /// [`RingError::BadReadIndex`].
     pub fn free(&mut self) -> Result<u32, RingError> {
         self.refresh()?;
-        Ok(self.cached_free())
+        Ok(self.free)
     }
 
     /// Whether more than `bytes` are free for packets with their trailers. Looks at the peer's index only when what it was
@@ -148,7 +140,7 @@ impl<M: RingMemory> Producer<M> {
     /// [`RingError::BadReadIndex`].
     #[inline]
     pub fn has_room(&mut self, bytes: u32) -> Result<bool, RingError> {
-        if self.cached_free() > bytes {
+        if self.free > bytes {
             return Ok(true);
         }
         Ok(self.free()? > bytes)
@@ -195,7 +187,7 @@ impl<M: RingMemory> Producer<M> {
     /// Sees to it that a packet with its trailer, `needed` bytes, can be written, and `keep` bytes are free after that.
     #[inline]
     fn reserve(&mut self, needed: u32, keep: u32) -> Result<(), WriteError> {
-        if needed.saturating_add(keep) > self.cached_free() {
+        if u64::from(needed).wrapping_add(keep.into()) > self.free.into() {
             self.make_room(needed, keep)?;
         }
         if self.pending != 0 {
@@ -212,7 +204,7 @@ impl<M: RingMemory> Producer<M> {
         }
         self.refresh()?;
         let all = needed.saturating_add(keep);
-        if all > self.cached_free() {
+        if all > self.free {
             return Err(WriteError::Full {
                 needed: all.min(self.max_ring_len()),
             });
@@ -308,66 +300,66 @@ impl<M: RingMemory> Producer<M> {
         packet.finish()
     }
 
-    /// As [`send_gpa_direct`](Self::send_gpa_direct), for who sends much: with the payload in words, and if `keep` bytes are
-    /// free after it, for who has other channels. `payload` is called once there is room. Writes few and large pieces,
-    /// whose sizes the compiler knows.
-    ///
-    /// # Errors
-    /// As there; [`WriteError::Full`] also when fewer bytes would be left; [`WriteError::WrongLength`] also when there is no
-    /// payload.
+    /// As [`send_gpa_direct`](Self::send_gpa_direct), for who sends much: room for the packet with `N` words of payload, if `keep`
+    /// bytes are free after it, for who has other channels. To be filled in and given to
+    /// [`finish_gpa_direct`](Self::finish_gpa_direct). `None` when the other way is to be taken, which tells what is wrong or does
+    /// it: when there is no room or the peer's index has to be looked at, or the memory has no [window](RingMemory::window).
     #[inline(always)] // Its callers are few, and count instructions.
-    pub fn send_gpa_direct_keeping<const N: usize>(
-        &mut self,
+    #[must_use]
+    pub fn begin_gpa_direct<const N: usize>(
+        &self,
         keep: u32,
         range: GpaRangeHeader,
-        pfns: impl IntoIterator<Item = u64>,
-        transaction_id: u64,
-        payload: impl FnOnce() -> Option<[u64; N]>,
-    ) -> Result<(), WriteError> {
-        const HEAD_WORDS: u32 = 4;
+    ) -> Option<GpaDirectRoom<'_, N>> {
+        const HEAD_WORDS: usize = 4;
         // In words: at most 2^20 pages, and what an array can have.
         let pages = range.page_count();
-        let offset8 = u64::from(pages).wrapping_add(HEAD_WORDS.into());
+        let offset8 = u64::from(pages).wrapping_add(HEAD_WORDS as u64);
         let len8 = offset8.wrapping_add(N as u64);
         if len8 > u16::MAX.into() {
-            return Err(WriteError::TooLarge);
+            return None;
         }
         let descriptor = PacketDescriptor {
             packet_type: PacketType::DATA_USING_GPA_DIRECT,
             offset8: offset8 as u16,
             len8: len8 as u16,
             flags: PacketFlags::COMPLETION_REQUESTED,
-            transaction_id,
+            transaction_id: 0,
         };
-        self.reserve(descriptor.ring_len(), keep)?;
-        // Nothing is wrapped at the end of the area: `write_far` takes that. Indexes and lengths are below 2^30.
-        let start = self.next;
-        let head: [u64; HEAD_WORDS as usize] = [
-            descriptor.low_word(),
-            transaction_id,
-            ONE_RANGE.to_u64(),
-            range.to_u64(),
-        ];
-        self.memory.write_far(start, head.as_bytes());
-        let payload = payload().ok_or(WriteError::WrongLength)?;
-        let at = start.wrapping_add(descriptor.payload_offset());
-        self.memory.write_far(at, payload.as_bytes());
-        let trailer = start.wrapping_add(descriptor.packet_len());
-        self.memory
-            .write_far(trailer, &((start as u64) << 32).to_le_bytes());
-        // Not `for`: an iterator over lists in lists does this with fewer instructions.
-        let first = start.wrapping_add(HEAD_WORDS.wrapping_mul(8));
-        let end = pfns.into_iter().fold(first, |to, pfn| {
-            if to < at {
-                self.memory.write_far(to, &pfn.to_le_bytes());
-            }
-            to.saturating_add(8)
-        });
-        if end != at {
-            return Err(WriteError::WrongLength);
+        let ring_len = descriptor.ring_len();
+        if u64::from(ring_len).wrapping_add(keep.into()) > self.free.into() || self.pending != 0 {
+            return None;
         }
-        self.next = advance(start, descriptor.ring_len(), self.size);
-        Ok(())
+        let window = self.memory.window(self.next, ring_len)?;
+        let ([low, id, one_range, range_word], rest) = window.split_first_chunk::<HEAD_WORDS>()?;
+        let (pfns, rest) = rest.split_at_checked(pages as usize)?;
+        let (payload, [trailer]) = rest.split_first_chunk::<N>()? else {
+            return None;
+        };
+        store(low, descriptor.low_word());
+        store(one_range, ONE_RANGE.to_u64());
+        store(range_word, range.to_u64());
+        store(trailer, u64::from(self.next) << 32);
+        Some(GpaDirectRoom {
+            id,
+            pfns,
+            payload,
+            ring_len,
+        })
+    }
+
+    /// Ends the packet for which [`begin_gpa_direct`](Self::begin_gpa_direct) found room, and which has been filled in; nothing
+    /// was written in between.
+    #[inline(always)]
+    pub fn finish_gpa_direct(&mut self, packet: Filled) {
+        self.move_on(packet.ring_len);
+    }
+
+    /// Ends a packet of `len` bytes, trailer included, for which there is room.
+    #[inline]
+    fn move_on(&mut self, len: u32) {
+        self.next = advance(self.next, len, self.size);
+        self.free = self.free.wrapping_sub(len);
     }
 
     /// Writes what follows the last byte of a packet, which ends before `at`.
@@ -381,7 +373,8 @@ impl<M: RingMemory> Producer<M> {
         }
         let trailer = advance(at, padding, self.size);
         self.memory.write_u64(trailer, (self.next as u64) << 32);
-        self.next = advance(trailer, TRAILER_SIZE, self.size);
+        let after = advance(trailer, TRAILER_SIZE, self.size);
+        self.move_on(distance(self.next, after, self.size));
     }
 
     /// Writes a packet whose data are in `ranges` of the shared buffer `set_id`. A completion is asked
@@ -443,6 +436,9 @@ impl<M: RingMemory> Producer<M> {
 
     /// Forgets the packets written since the last commit.
     pub fn revert(&mut self) {
+        self.free = self
+            .free
+            .wrapping_add(distance(self.committed, self.next, self.size));
         self.next = self.committed;
     }
 
@@ -465,7 +461,7 @@ impl<M: RingMemory> Producer<M> {
         self.memory
             .store_and_fence(ControlWord::PendingSendSize, needed);
         self.refresh()?;
-        if needed <= self.cached_free() {
+        if needed <= self.free {
             self.cancel_space_request();
             return Ok(true);
         }
@@ -479,6 +475,13 @@ impl<M: RingMemory> Producer<M> {
     }
 }
 
+/// Bytes from `next` on that are free when the consumer is at `read`: from 0 to `size - 8`, since 8 always stay free.
+#[inline]
+const fn free_between(next: u32, read: u32, size: u32) -> u32 {
+    size.wrapping_sub(distance(read, next, size))
+        .wrapping_sub(8)
+}
+
 /// Extra header of a packet with one range.
 const ONE_RANGE: GpaDirectHeader = GpaDirectHeader {
     reserved: 0,
@@ -489,6 +492,50 @@ impl GpaDirectHeader {
     /// As a 64-bit word.
     const fn to_u64(self) -> u64 {
         self.reserved as u64 | ((self.range_count as u64) << 32)
+    }
+}
+
+/// Stores a word in the peer's byte order.
+#[inline(always)]
+fn store(word: &AtomicU64, value: u64) {
+    word.store(value.to_le(), Ordering::Relaxed);
+}
+
+/// Room in the ring for a packet with one range of guest memory, from [`Producer::begin_gpa_direct`]. What is written does not
+/// exist for the peer before the packet is finished.
+#[derive(Debug)]
+pub struct GpaDirectRoom<'r, const N: usize> {
+    id: &'r AtomicU64,
+    pfns: &'r [AtomicU64],
+    payload: &'r [AtomicU64; N],
+    ring_len: u32,
+}
+
+/// That a packet is whole but for being finished.
+#[derive(Debug)]
+pub struct Filled {
+    ring_len: u32,
+}
+
+impl<const N: usize> GpaDirectRoom<'_, N> {
+    /// Where the page frame numbers go, in little endian: as many as [`GpaRangeHeader::page_count`] says.
+    #[inline(always)]
+    #[must_use]
+    pub fn pfns(&self) -> &[AtomicU64] {
+        self.pfns
+    }
+
+    /// Writes the rest.
+    #[inline(always)]
+    #[must_use]
+    pub fn fill(self, transaction_id: u64, payload: &[u64; N]) -> Filled {
+        store(self.id, transaction_id);
+        for (word, value) in self.payload.iter().zip(payload) {
+            store(word, *value);
+        }
+        Filled {
+            ring_len: self.ring_len,
+        }
     }
 }
 

@@ -108,6 +108,12 @@ impl RingMemory for Arc<TestRing> {
             at += 8;
         }
     }
+    // Not across the end: so both ways are tested.
+    fn window(&self, offset: u32, len: u32) -> Option<&[AtomicU64]> {
+        assert!(offset % 8 == 0 && len % 8 == 0);
+        self.data
+            .get(offset as usize / 8..(offset + len) as usize / 8)
+    }
     fn read_u64(&self, offset: u32) -> u64 {
         assert_eq!(offset % 8, 0);
         self.data[offset as usize / 8].load(Ordering::Relaxed)

@@ -238,24 +238,22 @@ impl ScsiPacket {
     }
 
     /// The bytes of [`execute`](Self::execute) of [`ScsiRequest::command`], as words: what is sent for each
-    /// disk request, made without a detour through memory. `cdb`: the command, padded with zeroes. `None` as there.
+    /// disk request, made without a detour through memory. `cdb`: the command, padded with zeroes, in words. `cdb_length` is passed
+    /// on as it is: the host refuses what is 0 or above [`CDB_SIZE`].
     #[inline]
     #[must_use]
     pub fn execute_words(
         address: ScsiAddress,
-        cdb: &[u8; CDB_SIZE],
+        cdb: [u32; CDB_SIZE / 4],
         cdb_length: u8,
         transfer: Transfer,
         tagged: bool,
-    ) -> Option<[u64; VSTOR_PACKET_SIZE / 8]> {
+    ) -> [u64; VSTOR_PACKET_SIZE / 8] {
         use super::srb::{
             DataIn, SrbFlags, SENSE_SIZE, SP_UNTAGGED, SRB_SIMPLE_TAG_REQUEST, SRB_TIMEOUT_SECS,
         };
         const fn pair(low: u32, high: u32) -> u64 {
             low as u64 | ((high as u64) << 32)
-        }
-        if cdb_length == 0 || usize::from(cdb_length) > CDB_SIZE {
-            return None;
         }
         let ScsiAddress {
             port,
@@ -263,7 +261,7 @@ impl ScsiPacket {
             target,
             lun,
         } = address;
-        let cdb = u128::from_le_bytes(*cdb);
+        let [cdb0, cdb1, cdb2, cdb3] = cdb.map(u32::from_le);
         let (data_in, mut flags) = match transfer {
             Transfer::None => (DataIn::UNKNOWN, SrbFlags::empty()),
             Transfer::FromDevice(_) => (DataIn::READ, SrbFlags::DATA_IN),
@@ -278,19 +276,19 @@ impl ScsiPacket {
             queue = u32::from_le_bytes([0, 0, SP_UNTAGGED, SRB_SIMPLE_TAG_REQUEST]);
         }
         let lengths = u32::from_le_bytes([cdb_length, SENSE_SIZE as u8, data_in.0, 0]);
-        Some([
+        [
             pair(
                 Operation::EXECUTE_SRB.0,
                 VstorFlags::REQUEST_COMPLETION.bits(),
             ),
             pair(NtStatus::SUCCESS.0, BODY_SIZE as u32),
             pair(u32::from_le_bytes([port, path, target, lun]), lengths),
-            pair(transfer.len(), cdb as u32),
-            (cdb >> 32) as u64,
-            (cdb >> 96) as u64,
+            pair(transfer.len(), cdb0),
+            pair(cdb1, cdb2),
+            pair(cdb3, 0),
             pair(queue, flags.bits()),
             pair(SRB_TIMEOUT_SECS, 0),
-        ])
+        ]
     }
 
     /// Guest: reset what `address` names, as `operation` says. Linux uses RESET_BUS alone.

@@ -4,8 +4,7 @@
 //! compiler knows.
 
 use super::{
-    advance, GpaRangeHeader, PacketDescriptor, PacketFlags, PacketType, Producer, RingMemory,
-    WriteError,
+    GpaRangeHeader, PacketDescriptor, PacketFlags, PacketType, Producer, RingMemory, WriteError,
 };
 use crate::packet::{GpaDirectHeader, DESCRIPTOR_SIZE};
 use zerocopy::IntoBytes;
@@ -103,6 +102,6 @@ impl<M: RingMemory> Producer<M> {
         let trailer = start.wrapping_add(descriptor.packet_len());
         self.memory
             .write_far(trailer, &((start as u64) << 32).to_le_bytes());
-        self.next = advance(start, descriptor.ring_len(), self.size);
+        self.move_on(descriptor.ring_len());
     }
 }

@@ -32,7 +32,7 @@ pub struct Disk {
     pub controller: String,
     /// LUN on a SCSI controller.
     pub lun: u32,
-    /// Options as the host knows them: `ro`, `size=256M`, `sector=4096`, `discard=off`.
+    /// Options as the host knows them: `ro`, `size=256M`, `sector=4096`, `discard=off`, `cache=volatile`.
     pub options: Vec<String>,
 }
 
@@ -116,7 +116,7 @@ impl FromStr for DiskArg {
                 ("data", "") => arg.root = false,
                 ("virtio", "") => arg.virtio = true,
                 ("ro", "") => arg.disk.options.push(word.into()),
-                ("size" | "sector" | "discard", value) if !value.is_empty() => {
+                ("size" | "sector" | "discard" | "cache", value) if !value.is_empty() => {
                     arg.disk.options.push(word.into());
                 }
                 ("lun", value) => {
@@ -125,7 +125,7 @@ impl FromStr for DiskArg {
                 }
                 ("bus", value) if is_controller(value) => arg.disk.controller = value.into(),
                 _ => bail!(
-                    "unknown option {word:?}; there are root, data, ro, size=SIZE, sector=4096, discard=off, lun=N, \
+                    "unknown option {word:?}; there are root, data, ro, size=SIZE, sector=4096, discard=off, cache=volatile, lun=N, \
                      bus=scsi0…scsi9, bus=ide0…ide3, virtio"
                 ),
             }

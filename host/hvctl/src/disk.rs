@@ -25,6 +25,18 @@ pub struct DiskSpec {
     /// The guest may give blocks back (UNMAP).
     #[serde(default = "yes")]
     pub discard: bool,
+    /// Writes are kept in memory until the guest flushes them; see [`Command::DiskCut`](crate::Command::DiskCut).
+    #[serde(default)]
+    pub volatile: bool,
+}
+
+/// What a power cut has done to what a disk had not flushed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCutAnswer {
+    /// Bytes that reached the medium all the same.
+    pub kept: u64,
+    /// Bytes lost.
+    pub lost: u64,
 }
 
 /// One disk. Answer to `disks` is an array of these.

@@ -31,6 +31,9 @@ pub(crate) enum DiskCmd {
         /// The guest cannot give blocks back.
         #[arg(long)]
         no_discard: bool,
+        /// Keep writes in memory until the guest flushes them.
+        #[arg(long)]
+        volatile: bool,
     },
     /// Take a disk away.
     Remove {
@@ -44,6 +47,14 @@ pub(crate) enum DiskCmd {
         /// New size, such as 2G.
         #[arg(value_parser = size)]
         size: u64,
+    },
+    /// Cut the power of a disk with a volatile cache: what was not flushed is lost.
+    Cut {
+        #[command(flatten)]
+        at: Place,
+        /// Let about half of the sectors survive; the number says which.
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Send a notice to the guest's driver.
     Notify {
@@ -179,6 +190,7 @@ pub(crate) fn command(cmd: DiskCmd) -> Command {
             read_only,
             sector,
             no_discard,
+            volatile,
         } => Command::DiskAdd {
             device: at.device,
             lun: at.lun,
@@ -190,6 +202,7 @@ pub(crate) fn command(cmd: DiskCmd) -> Command {
                 read_only,
                 sector,
                 discard: !no_discard,
+                volatile,
             },
             notify: !at.no_notify,
         },
@@ -205,6 +218,12 @@ pub(crate) fn command(cmd: DiskCmd) -> Command {
             target: at.target,
             size,
             notify: !at.no_notify,
+        },
+        DiskCmd::Cut { at, seed } => Command::DiskCut {
+            device: at.device,
+            lun: at.lun,
+            target: at.target,
+            seed,
         },
         DiskCmd::Notify { device, what } => Command::DiskNotify {
             device,

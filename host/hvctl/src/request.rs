@@ -146,6 +146,20 @@ pub enum Command {
         #[serde(default = "yes")]
         notify: bool,
     },
+    /// Cuts the power of a disk with a volatile cache: what was not flushed is lost, and all commands fail from then on. Answer:
+    /// [`DiskCutAnswer`](crate::DiskCutAnswer).
+    DiskCut {
+        /// Name or instance GUID of the controller.
+        device: String,
+        /// Logical unit.
+        lun: u8,
+        /// SCSI target.
+        #[serde(default)]
+        target: u8,
+        /// About half of the sectors that were not flushed reach the medium; this says which.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seed: Option<u64>,
+    },
     /// Sends a notice to the driver of a storage controller.
     DiskNotify {
         /// Name or instance GUID of the controller.

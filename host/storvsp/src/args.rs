@@ -84,9 +84,10 @@ fn parse_disk(text: &str) -> Result<DiskSpec, String> {
             Some(("size", value)) => disk.size = Some(parse_size(value)?),
             Some(("sector", value)) => disk.sector = number(value, 512, 4096)?,
             Some(("discard", value)) => disk.discard = on_off(value)?,
+            Some(("cache", "volatile")) => disk.volatile = true,
             _ => {
                 return Err(format!(
-                    "disk option '{word}': expected ro, size=, sector= or discard="
+                    "disk option '{word}': expected ro, size=, sector=, discard= or cache=volatile"
                 ))
             }
         }
@@ -222,6 +223,7 @@ mod tests {
             "scsi1",
             &[
                 ("lun0", "/a b.img;ro"),
+                ("lun2", "/c.img;cache=volatile"),
                 ("t1lun255", "ram;size=64M;sector=4096;discard=off"),
                 ("max", "6.0"),
                 ("subchannels", "0"),
@@ -240,12 +242,13 @@ mod tests {
             (StorVersion::V6_0, 1 << 20)
         );
         assert!(!config.fast && config.max_subchannels == 0 && config.threads == 1);
-        let (target, lun, disk) = &config.disks[1];
+        assert!(config.disks[1].2.volatile);
+        let (target, lun, disk) = &config.disks[2];
         assert_eq!(
             (*target, *lun, disk.size, disk.sector),
             (1, 255, Some(64 << 20), 4096)
         );
-        assert!(disk.ram && !disk.discard);
+        assert!(disk.ram && !disk.discard && !disk.volatile);
         assert!(config.disks[0].2.read_only);
         let ide = parse("ide3", &[("disk", "/x")]).expect("reads");
         assert_eq!(
@@ -262,6 +265,7 @@ mod tests {
             ("scsi0", "lun", "/x", "expected lunN="),
             ("scsi0", "lun0", "", "without a path"),
             ("scsi0", "lun0", "/x;rw", "disk option 'rw'"),
+            ("scsi0", "lun0", "/x;cache=on", "cache=volatile"),
             ("scsi0", "lun0", "/x;size=1X", "not a size"),
             ("scsi0", "lun0", "/x;size=99999999T", "not a size"),
             ("scsi0", "max", "5.1", "6.2, 6.0"),

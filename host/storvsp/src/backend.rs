@@ -8,9 +8,12 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{fallocate, FallocateFlags, FlockOperation, MemfdFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
+
+use crate::cache::{Cache, Medium};
 
 /// Why a disk cannot be had, for people.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +40,9 @@ pub enum BackendError {
 /// Most slices that one system call takes (`IOV_MAX` is 1024; more are cut, which is allowed for).
 const MAX_SLICES: usize = 64;
 
+/// Bytes of repeated blocks that go into the cache at a time.
+const PIECE: usize = 1 << 20;
+
 /// The store. All offsets and lengths are bytes; every method may be called from any thread.
 #[derive(Debug)]
 pub struct Backend {
@@ -49,6 +55,20 @@ pub struct Backend {
     no_holes: AtomicBool,
     /// Nor read only what is cached.
     no_wait_unknown: AtomicBool,
+    /// A volatile write cache, if the disk has one.
+    cache: Option<Mutex<Cache>>,
+    /// The power was cut: nothing works any more.
+    off: AtomicBool,
+}
+
+impl Medium for File {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.read_exact_at(buf, offset)
+    }
+
+    fn write(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
+        self.write_all_at(buf, offset)
+    }
 }
 
 impl Backend {
@@ -97,6 +117,8 @@ impl Backend {
             size: AtomicU64::new(now),
             no_holes: AtomicBool::new(false),
             no_wait_unknown: AtomicBool::new(false),
+            cache: None,
+            off: AtomicBool::new(false),
         })
     }
 
@@ -116,7 +138,56 @@ impl Backend {
             size: AtomicU64::new(size),
             no_holes: AtomicBool::new(false),
             no_wait_unknown: AtomicBool::new(false),
+            cache: None,
+            off: AtomicBool::new(false),
         })
+    }
+
+    /// With a volatile write cache.
+    #[must_use]
+    pub fn with_cache(mut self) -> Self {
+        self.cache = Some(Mutex::default());
+        self
+    }
+
+    /// Whether there is a volatile write cache.
+    pub fn has_cache(&self) -> bool {
+        self.cache.is_some()
+    }
+
+    fn cache(&self) -> Option<MutexGuard<'_, Cache>> {
+        // What a panic has left is as good as what a power cut leaves.
+        let cache = self.cache.as_ref()?;
+        Some(cache.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Writes the cache out, as a disk may at any time.
+    fn write_out(&self) -> std::io::Result<()> {
+        match self.cache() {
+            Some(mut cache) => cache.write_out(&self.file),
+            None => Ok(()),
+        }
+    }
+
+    fn check_power(&self) -> std::io::Result<()> {
+        if self.off.load(Ordering::Acquire) {
+            return Err(Errno::IO.into());
+        }
+        Ok(())
+    }
+
+    /// Cuts the power: what the cache holds is lost, or with `seed` a part of it, and all commands fail from now on. Bytes
+    /// that reached the medium, and bytes that are lost; `None`: without a cache there is nothing to lose.
+    ///
+    /// # Errors
+    /// From the system.
+    pub fn cut_power(&self, seed: Option<u64>) -> std::io::Result<Option<(u64, u64)>> {
+        let Some(mut cache) = self.cache() else {
+            return Ok(None);
+        };
+        // Under the lock: no write comes after this.
+        self.off.store(true, Ordering::Release);
+        cache.cut(&self.file, seed).map(Some)
     }
 
     /// The image; `None` for a RAM disk.
@@ -152,6 +223,7 @@ impl Backend {
         if self.read_only {
             return Err(Errno::ROFS.into());
         }
+        self.write_out()?;
         self.file.set_len(size)?;
         self.size.store(size, Ordering::Relaxed);
         Ok(())
@@ -162,7 +234,13 @@ impl Backend {
     /// # Errors
     /// From the system; beyond the end of a store that was cut meanwhile.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        self.file.read_exact_at(buf, offset)
+        self.check_power()?;
+        let cache = self.cache();
+        self.file.read_exact_at(buf, offset)?;
+        if let Some(cache) = cache {
+            cache.overlay(offset, buf);
+        }
+        Ok(())
     }
 
     /// Reads all of `buf` if that can be done without waiting; whether it could.
@@ -173,7 +251,7 @@ impl Backend {
         if self.is_ram() {
             return self.read(offset, buf).map(|()| true);
         }
-        if self.no_wait_unknown.load(Ordering::Relaxed) {
+        if self.no_wait_unknown.load(Ordering::Relaxed) || self.has_cache() {
             return Ok(false);
         }
         let len = buf.len();
@@ -209,6 +287,28 @@ impl Backend {
         count: u64,
         durable: bool,
     ) -> std::io::Result<()> {
+        let mut cache = self.cache();
+        // Under the lock.
+        self.check_power()?;
+        if let Some(cache) = cache.as_mut().filter(|_| !block.is_empty()) {
+            // In pieces: a guest may ask for terabytes of the same block.
+            let (mut left, most) = (count, (PIECE / block.len()).max(1) as u64);
+            while left > 0 {
+                let piece = block.repeat(left.min(most) as usize);
+                if durable {
+                    cache.write_through(&self.file, offset, &piece)?;
+                } else {
+                    cache.write(&self.file, offset, &piece)?;
+                }
+                offset += piece.len() as u64;
+                left = left.saturating_sub(most);
+            }
+            return if durable {
+                self.file.sync_data()
+            } else {
+                Ok(())
+            };
+        }
         let flags = if durable && !self.is_ram() {
             ReadWriteFlags::DSYNC
         } else {
@@ -238,6 +338,9 @@ impl Backend {
     /// Lets another disk have the image, although commands may still be at work on it here. They are no danger: a
     /// guest that is told of a new disk has seen the end of its commands to the old one.
     pub fn give_up(&self) {
+        if let Err(error) = self.write_out() {
+            tracing::warn!(%error, path = ?self.path, "the cache is lost");
+        }
         // Fails only where locks are not supported, and then there is none.
         let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
     }
@@ -247,7 +350,12 @@ impl Backend {
     /// # Errors
     /// From the system.
     pub fn flush(&self) -> std::io::Result<()> {
-        if self.is_ram() || self.read_only {
+        self.check_power()?;
+        if self.read_only {
+            return Ok(());
+        }
+        self.write_out()?;
+        if self.is_ram() {
             return Ok(());
         }
         self.file.sync_data()
@@ -264,6 +372,11 @@ impl Backend {
         }
         if self.no_holes.load(Ordering::Relaxed) {
             return Ok(false);
+        }
+        let mut cache = self.cache();
+        self.check_power()?;
+        if let Some(cache) = &mut cache {
+            cache.write_out(&self.file)?;
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         loop {
@@ -286,6 +399,8 @@ impl Backend {
     /// From the system.
     pub fn extent(&self, offset: u64) -> std::io::Result<(bool, u64)> {
         let size = self.size();
+        self.check_power()?;
+        self.write_out()?;
         // The file's own position is not used by anything else.
         match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
             Ok(at) if at > offset => Ok((false, at.min(size))),
@@ -341,6 +456,41 @@ mod tests {
                 "beyond the end"
             );
         }
+    }
+
+    #[test]
+    fn a_volatile_cache_loses_what_was_not_made_durable() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("image");
+        let disk = file(&dir, 1 << 20).with_cache();
+        let on_medium =
+            |at: usize, len: usize| std::fs::read(&path).expect("image")[at..at + len].to_vec();
+        disk.write(0, &[1; 512], false).expect("writes");
+        disk.write(512, &[2; 512], false).expect("writes");
+        assert_eq!(on_medium(0, 1024), [0; 1024]);
+        disk.flush().expect("flushes");
+        assert_eq!(on_medium(0, 1024), [[1; 512], [2; 512]].concat());
+        disk.write(0, &[3; 512], true).expect("FUA");
+        assert_eq!(on_medium(0, 512), [3; 512]);
+        disk.write_repeated(0, &[4; 512], 4, false).expect("writes");
+        assert_eq!(disk.punch(1024, 512).ok(), Some(true));
+        disk.write(512, &[5; 512], false).expect("writes");
+        let mut back = [9; 2048];
+        disk.read(0, &mut back).expect("reads");
+        let expected = [[4; 512], [5; 512], [0; 512], [4; 512]].concat();
+        assert_eq!(back[..], expected[..]);
+        assert_eq!(disk.cut_power(None).ok(), Some(Some((0, 512))));
+        // Giving space back wrote the rest out before.
+        assert_eq!(
+            on_medium(0, 2048),
+            [[4; 512], [4; 512], [0; 512], [4; 512]].concat()
+        );
+        assert!(disk.read(0, &mut back).is_err() && disk.flush().is_err());
+        assert!(disk.write(0, &[6; 512], false).is_err() && disk.punch(0, 512).is_err());
+        assert_eq!(
+            Backend::ram(4096, false).expect("ram").cut_power(None).ok(),
+            Some(None)
+        );
     }
 
     #[test]

@@ -61,7 +61,10 @@ pub(crate) fn make_disk(
         }
         _ => return Err("expected either a file or a RAM disk".into()),
     };
-    let store = store.map_err(|e| e.to_string())?;
+    let mut store = store.map_err(|e| e.to_string())?;
+    if spec.volatile {
+        store = store.with_cache();
+    }
     let config = DiskConfig {
         shift,
         discard: spec.discard && !spec.read_only,
@@ -133,6 +136,7 @@ impl Controller {
             Command::DiskAdd { device, .. }
             | Command::DiskRemove { device, .. }
             | Command::DiskResize { device, .. }
+            | Command::DiskCut { device, .. }
             | Command::DiskNotify { device, .. }
             | Command::DiskFault { device, .. }
                 if self.is_called(device) => {}
@@ -213,6 +217,15 @@ impl Controller {
                     self.notify(io, Operation::ENUMERATE_BUS);
                 }
                 Ok(serde_json::Value::Null)
+            }
+            Command::DiskCut {
+                lun, target, seed, ..
+            } => {
+                let cut = self.slot(*target, *lun)?.disk.store().cut_power(*seed);
+                let (kept, lost) = cut
+                    .map_err(|e| e.to_string())?
+                    .ok_or("the disk has no volatile cache (cache=volatile)")?;
+                serde_json::to_value(hvctl::DiskCutAnswer { kept, lost }).map_err(|e| e.to_string())
             }
             Command::DiskNotify { what, .. } => {
                 let operation = match what {

@@ -18,6 +18,7 @@
 mod args;
 mod backend;
 mod buffer;
+mod cache;
 mod control;
 mod controller;
 mod faults;

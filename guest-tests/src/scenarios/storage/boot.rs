@@ -10,7 +10,7 @@ use anyhow::{ensure, Context, Result};
 use guest_agent::Command as Ask;
 use hvctl::ShutdownKind;
 
-use super::{module, IO_LIMIT};
+use super::{module, IO_LIMIT, SCSI0};
 use crate::disks::Disk;
 use crate::runner::{equal, Ctx, Scenario};
 use crate::vm::{Vm, SOON, SYSTEM_LIMIT};
@@ -40,6 +40,9 @@ while :; do
     [ $((i % 20)) -ne 0 ] || rm -f data$((i / 2))
 done";
 
+/// Writes that nobody flushes, so that the disk's cache always holds something to lose.
+const LOOSE: &str = "while :; do dd if=/dev/urandom of=/var/tmp/loose bs=64k count=32 oflag=direct conv=notrunc 2>/dev/null; done";
+
 /// Every file that is named is whole; how many.
 const CHECKER: &str = "\
 set -e
@@ -55,16 +58,34 @@ echo $n";
 fn cycles(ctx: &Ctx) -> Result<()> {
     let image = ctx.env.debian_copy()?;
     // Each pair is a power cut and a clean shutdown.
-    let pairs = ctx.count(20, 1);
+    let pairs: u32 = ctx.count(20, 1);
     let mut boots = Vec::new();
     let mut files = 0;
+    let (mut kept, mut lost) = (0, 0);
     for pair in 0..pairs {
+        let mut told = 0;
         let config = system(ctx, &format!("{pair}-cut"), image.path());
         ctx.booted(config, |vm| {
             boots.push(boot(vm, pair > 0)?);
+            spawn(vm, "/run/loose", LOOSE)?;
             files += write(vm, 12)?;
-            // The power cut: writes are under way, and the kernel hears nothing.
+            told = vm.sh("cat /run/written")?.trim().parse::<u64>()?;
+            // The power cut: writes are under way, and the kernel hears nothing. What the disk was not told to flush is lost, or every
+            // other sector of it.
             vm.host().call(hvctl::Command::Pause)?;
+            let answer = vm.host().call(hvctl::Command::DiskCut {
+                device: SCSI0.into(),
+                lun: 0,
+                target: 0,
+                seed: (pair % 2 == 0).then_some(pair.into()),
+            })?;
+            let answer: hvctl::DiskCutAnswer = serde_json::from_value(answer)?;
+            ensure!(
+                answer.kept + answer.lost > 0,
+                "the disk's cache was empty: nothing was at stake"
+            );
+            kept += answer.kept;
+            lost += answer.lost;
             Ok(())
         })?;
         let config = system(ctx, &format!("{pair}-shutdown"), image.path());
@@ -79,6 +100,10 @@ fn cycles(ctx: &Ctx) -> Result<()> {
                 whole >= 8,
                 "only {whole} files are left of those that were synced before the power cut"
             );
+            vm.sh(&format!(
+                "cd /var/lib/hv && grep -q ' data{told}$' sums && test -e data{told}"
+            ))
+            .with_context(|| format!("file {told} was synced before the power cut"))?;
             write(vm, 4)?;
             shut_down(vm)
         })?;
@@ -86,19 +111,23 @@ fn cycles(ctx: &Ctx) -> Result<()> {
     }
     boots.sort();
     ctx.figure(format!(
-        "{} boots, multi-user.target after {:.1} s (median), {files} files through {pairs} power cuts",
+        "{} boots, multi-user.target after {:.1} s (median), {files} files through {pairs} power cuts that took {} KiB and left {} KiB of what was not flushed",
         boots.len(),
-        boots[boots.len() / 2].as_secs_f64()
+        boots[boots.len() / 2].as_secs_f64(),
+        lost >> 10,
+        kept >> 10
     ));
     Ok(())
 }
 
-/// A guest that boots from this image.
+/// A guest that boots from this image, as a disk that loses what was not flushed.
 fn system(ctx: &Ctx, part: &str, image: &Path) -> VmConfig {
-    on_disk(ctx.config_for(part, ctx.drivers).smp(2), image)
+    let disk = Disk::file(image, 0).option("cache=volatile");
+    let config = ctx.config_for(part, ctx.drivers).smp(2);
+    config.memory(768).disk(disk).root("/dev/sda")
 }
 
-/// The same for any configuration.
+/// A guest that boots from this image, on a disk that keeps all.
 pub fn on_disk(config: VmConfig, image: &Path) -> VmConfig {
     let config = config.memory(768);
     config.disk(Disk::file(image, 0)).root("/dev/sda")
@@ -142,14 +171,19 @@ pub fn boot(vm: &Vm, again: bool) -> Result<Duration> {
     Ok(took)
 }
 
-/// Starts the writer and waits until it has written that many files.
-fn write(vm: &Vm, files: u32) -> Result<u64> {
-    vm.write("/run/writer", WRITER)?;
-    let argv = ["sh", "/run/writer"].map(String::from).to_vec();
+/// Runs a script in the background, to the end of the guest.
+fn spawn(vm: &Vm, path: &str, script: &str) -> Result<()> {
+    vm.write(path, script)?;
     vm.agent.post(Ask::Spawn {
-        argv,
+        argv: ["sh", path].map(String::from).to_vec(),
         timeout_ms: SYSTEM_LIMIT.as_millis() as u64,
     })?;
+    Ok(())
+}
+
+/// Starts the writer and waits until it has written that many files.
+fn write(vm: &Vm, files: u32) -> Result<u64> {
+    spawn(vm, "/run/writer", WRITER)?;
     let first: u64 = vm
         .sh("{ echo 0; ls /var/lib/hv 2>/dev/null | sed -n s/^data//p; } | sort -n | tail -n 1")?
         .trim()

@@ -38,6 +38,7 @@ impl Engine {
                         Command::DiskAdd { device, .. }
                         | Command::DiskRemove { device, .. }
                         | Command::DiskResize { device, .. }
+                        | Command::DiskCut { device, .. }
                         | Command::DiskNotify { device, .. }
                         | Command::DiskFault { device, .. } => {
                             format!("no storage controller {device:?}")

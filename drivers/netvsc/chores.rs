@@ -88,17 +88,16 @@ impl Events {
 }
 
 impl Run for KBoxed {
-    fn run(&self) {
+    fn run(&self) -> Option<u32> {
         let nic: &Nic = &self.0;
-        let Some(session) = nic.current() else {
-            return;
-        };
+        let session = nic.current()?;
         if nic.filter_changed.swap(false, Ordering::AcqRel) {
             update_filter(nic, &session);
         }
         if !nic.shared.events.is_empty() || nic.shared.broken.load(Ordering::Acquire) {
             change_link(nic, &session);
         }
+        None
     }
 }
 

@@ -33,9 +33,6 @@ use crate::{
     sections::Sections,
 };
 
-/// Longest packet that hosts send: with [`MAX_TRANSFER_RANGES`](vmbus_proto::net::nvsp::MAX_TRANSFER_RANGES) ranges.
-const MAX_PACKET: usize = 8192;
-
 const PAGE: usize = 4096;
 const MIN_RING_PAGES: u32 = 64;
 const MAX_RING_PAGES: u32 = 4096;
@@ -57,7 +54,6 @@ fn params() -> OpenParams<'static> {
     OpenParams {
         send_ring: pages * PAGE,
         recv_ring: pages * PAGE,
-        max_packet: MAX_PACKET,
         user_data: &[],
     }
 }

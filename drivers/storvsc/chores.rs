@@ -130,7 +130,7 @@ impl Chores {
 }
 
 impl Run for Chores {
-    fn run(&self) {
+    fn run(&self) -> Option<u32> {
         if self.channels.swap(false, Ordering::AcqRel) {
             if let Err(e) = self.links.update() {
                 pr_err!("channels cannot be changed: {}\n", e.to_errno());
@@ -145,5 +145,6 @@ impl Run for Chores {
                 self.host.scan();
             }
         }
+        None
     }
 }

@@ -44,9 +44,6 @@ hv_vmbus::vmbus_device_table!(
 
 const PAGE: u32 = 4096;
 
-/// Longest packet that hosts send, with descriptor, and some to spare.
-const MAX_PACKET: usize = 128;
-
 /// User data of OPEN_CHANNEL: properties that only the host fills in.
 const USER_DATA: [u8; 24] = [0; 24];
 
@@ -111,7 +108,6 @@ fn params() -> OpenParams<'static> {
     OpenParams {
         send_ring: ring,
         recv_ring: ring,
-        max_packet: MAX_PACKET,
         user_data: &USER_DATA,
     }
 }

@@ -22,10 +22,10 @@ use hv_vmbus::{
     },
     device::Device,
     log::Show,
-    ratelimited,
+    new_deferred, ratelimited,
     services::{
         chardev::{Files, Node, Readiness, Signal},
-        task::{self, Task},
+        deferred::{Deferred, Run},
     },
 };
 use kernel::{
@@ -40,9 +40,6 @@ use vmbus_proto::ic::exchange::{
     Buffers, Event, Fcopy, Kvp, Machine, Millis, Service, Step, Vss, WriteError, MAX_MESSAGE,
     MAX_PACKET,
 };
-
-/// The longest packet that the ring can hold; what is longer than [`MAX_PACKET`] is dropped.
-const LARGEST_PACKET: usize = RING - 4096;
 
 /// After how long an answer that found no room is sent again.
 const RETRY_MS: u32 = 2;
@@ -267,8 +264,8 @@ fn zeroed_buffers() -> impl Init<Buffers> {
 /// What the task of a device does.
 struct Work<S: Daemon>(Arc<Desk<S>>);
 
-impl<S: Daemon> task::Step for Work<S> {
-    fn step(&self) -> Option<u32> {
+impl<S: Daemon> Run for Work<S> {
+    fn run(&self) -> Option<u32> {
         let desk = &self.0;
         let mut state = desk.state.lock();
         let now = desk.now();
@@ -291,7 +288,7 @@ impl<S: Daemon> task::Step for Work<S> {
 /// What happens on the node.
 struct Front<S: Daemon> {
     desk: Arc<Desk<S>>,
-    task: Arc<Task<Work<S>>>,
+    task: Arc<Deferred<Work<S>>>,
 }
 
 impl<S: Daemon> Files for Front<S> {
@@ -370,7 +367,7 @@ impl<S: Daemon> Files for Front<S> {
 /// Callback of the channel.
 #[pin_data]
 pub(crate) struct Bell<S: Daemon> {
-    task: Arc<Task<Work<S>>>,
+    task: Arc<Deferred<Work<S>>>,
     #[pin]
     _pin: PhantomPinned,
 }
@@ -388,7 +385,7 @@ pub(crate) struct Exchange<S: Daemon> {
     channel: Pin<KBox<Mutex<Option<Channel<Open<Bell<S>>>>>>>,
     desk: Arc<Desk<S>>,
     // After the channel, which may still signal.
-    task: Arc<Task<Work<S>>>,
+    task: Arc<Deferred<Work<S>>>,
     // Files that are open keep desk and task.
     _node: Node<Front<S>>,
 }
@@ -402,7 +399,7 @@ impl<S: Daemon> Exchange<S> {
     pub(crate) fn new(dev: &Device<Core<'_>>) -> Result<Self> {
         let desk = Desk::<S>::new()?;
         let task = Arc::new(
-            Task::new(Arc::new(Work(desk.clone()), GFP_KERNEL)?)?,
+            new_deferred!(Work(desk.clone()), c"hv_utils_rs::exchange")?,
             GFP_KERNEL,
         )?;
         let front = Front {
@@ -431,10 +428,7 @@ impl<S: Daemon> Exchange<S> {
     ///
     /// As for [`Channel::open`].
     pub(crate) fn open(&self, dev: &Device<Core<'_>>) -> Result {
-        let params = OpenParams {
-            max_packet: LARGEST_PACKET,
-            ..OpenParams::new(RING)
-        };
+        let params = OpenParams::new(RING);
         let task = self.task.clone();
         let channel = dev.channel()?.open(
             &params,

@@ -94,7 +94,7 @@ impl Service for Shutdown {
 struct SendUevent(ARef<device::Device>);
 
 impl Run for SendUevent {
-    fn run(&self) {
+    fn run(&self) -> Option<u32> {
         match power::send_uevent(&self.0, c"EVENT=hibernate") {
             Ok(()) => ratelimited!(pr_info, "Sent hibernation uevent\n"),
             Err(e) => ratelimited!(
@@ -103,5 +103,6 @@ impl Run for SendUevent {
                 e.to_errno()
             ),
         }
+        None
     }
 }

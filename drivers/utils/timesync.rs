@@ -127,14 +127,10 @@ impl Service for Timesync {
 struct Step(Arc<HostClock>);
 
 impl Run for Step {
-    fn run(&self) {
-        let Some(sample) = self.0.sample.get() else {
-            return;
-        };
+    fn run(&self) -> Option<u32> {
+        let sample = self.0.sample.get()?;
         let before = clock::real_time();
-        let Some(time) = sample.at(clock::reference_time()) else {
-            return;
-        };
+        let time = sample.at(clock::reference_time())?;
         match clock::set_real_time(time) {
             Ok(()) => {
                 // CAST: Both are less than 2^63.
@@ -152,5 +148,6 @@ impl Run for Step {
                 e.to_errno()
             ),
         }
+        None
     }
 }

@@ -26,7 +26,7 @@ use crate::{
 };
 
 pub use vmbus_proto::{
-    packet::{Packet, PacketDescriptor, PacketFlags, PacketKind, PacketType},
+    packet::{PacketDescriptor, PacketFlags, PacketKind, PacketType},
     range::GpaRangeHeader,
     ring::{Filled, GpaDirectRoom, PacketWriter, WriteError},
 };
@@ -61,11 +61,6 @@ impl From<SendError> for Error {
 /// Why no packet can be received any more. The channel can only be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecvError {
-    /// The host sent a packet longer than [`OpenParams::max_packet`].
-    TooLong {
-        /// Its size in bytes.
-        needed: u32,
-    },
     /// The host broke the rules of the ring.
     Broken,
 }
@@ -73,7 +68,6 @@ pub enum RecvError {
 impl From<RecvError> for Error {
     fn from(e: RecvError) -> Self {
         match e {
-            RecvError::TooLong { .. } => EMSGSIZE,
             RecvError::Broken => EIO,
         }
     }
@@ -224,7 +218,7 @@ pub trait Handler: Send + Sync {
     /// Called when packets may be waiting; there need not be any. In softirq context (interrupt context with
     /// [`CallbackMode::Isr`]): must not sleep, and must not drop the channel. Never called twice at a time.
     ///
-    /// Take packets with `rx.next()` until it returns `None`; what is left stays in the ring and, in batched mode, makes the
+    /// Take packets with [`rx.next_into()`](Receiver::next_into) or its like until it returns `None`; what is left stays in the ring and, in batched mode, makes the
     /// bus call again at once.
     ///
     /// After the host has taken the channel away there is one more call, in softirq context, in which
@@ -258,20 +252,16 @@ pub struct OpenParams<'a> {
     pub send_ring: usize,
     /// Likewise of the incoming ring.
     pub recv_ring: usize,
-    /// Largest packet in bytes, descriptor included, that the host may send; a longer one breaks the channel. Each open
-    /// channel has a private buffer of this size into which packets are copied before they are looked at.
-    pub max_packet: usize,
     /// Data for the host's device, at most 120 bytes.
     pub user_data: &'a [u8],
 }
 
 impl OpenParams<'_> {
-    /// Two rings of `ring` bytes each, packets of up to 4096 bytes, no user data.
+    /// Two rings of `ring` bytes each, no user data.
     pub const fn new(ring: usize) -> Self {
         Self {
             send_ring: ring,
             recv_ring: ring,
-            max_packet: 4096,
             user_data: &[],
         }
     }
@@ -280,7 +270,6 @@ impl OpenParams<'_> {
         let ring_ok = |size: usize| size % 4096 == 0 && (8192..=16 << 20).contains(&size);
         if ring_ok(self.send_ring)
             && ring_ok(self.recv_ring)
-            && (16..=1 << 20).contains(&self.max_packet)
             && self.user_data.len() <= USER_DATA_SIZE
         {
             Ok(())
@@ -755,21 +744,11 @@ impl<'a> Receiver<'a> {
         Self { core }
     }
 
-    /// The next packet, copied out of the ring; `None` when there is none.
+    /// The next packet, of which the first `N` bytes of payload are copied out of the ring into `payload`, and nothing else.
+    /// `None` when there is none.
     ///
     /// The room that packets took is given back to the host when the receiver is dropped, which for a handler's is after it
     /// returns, or by [`commit`](Self::commit).
-    ///
-    /// # Errors
-    /// When the host broke the rules of the ring: the channel can only be closed then. Logged once.
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Result<Option<Packet<'_>>, RecvError> {
-        // SAFETY: This is the only receiver by the type's invariant.
-        unsafe { self.core.recv() }
-    }
-
-    /// The next packet, of which the first `N` bytes of payload are copied out of the ring into `payload`, and nothing else.
-    /// `None` when there is none. Else as [`next`](Self::next).
     ///
     /// # Errors
     /// When the host broke the rules of the ring: the channel can only be closed then. Logged once.

@@ -10,7 +10,6 @@ use core::{
 use kernel::{prelude::*, sync::Arc};
 use vmbus_proto::{
     msg::{Relid, MAX_CHANNELS},
-    packet::Packet,
     ring::{Consumer, ControlWord, Producer, ReadError, RingMemory, WriteError},
     tlfs::{
         hypercall::{ConnectionId, HvStatus},
@@ -66,7 +65,6 @@ struct Tx {
 /// The receiving side.
 struct Rx {
     ring: Consumer<RingView>,
-    buffer: KVVec<u8>,
 }
 
 /// See the [module's documentation](self).
@@ -131,11 +129,8 @@ impl OpenCore {
             open: true,
             was_full: false,
         };
-        let mut buffer = KVVec::with_capacity(params.max_packet, GFP_KERNEL)?;
-        buffer.resize(params.max_packet, 0, GFP_KERNEL)?;
         let rx = Rx {
             ring: Consumer::init(in_view).map_err(|_| EINVAL)?,
-            buffer,
         };
         let offer = chan.current_offer();
         Arc::pin_init(
@@ -362,23 +357,7 @@ impl OpenCore {
         Some(unsafe { Receiver::new(self) })
     }
 
-    /// # Safety
-    /// The caller holds the receiving side.
-    #[inline]
-    pub(crate) unsafe fn recv(&self) -> Result<Option<Packet<'_>>, RecvError> {
-        // SAFETY: By the requirement, nobody else uses `rx`. The result borrows the receiver in the caller's signature.
-        let rx = unsafe { &mut *self.rx.get() };
-        match rx.ring.read(&mut rx.buffer) {
-            Ok(packet) => {
-                self.give_room_if_due(&mut rx.ring);
-                Ok(Some(packet))
-            }
-            Err(ReadError::Empty) => Ok(None),
-            Err(e) => Err(self.recv_failed(e)),
-        }
-    }
-
-    /// As [`recv`](Self::recv), copying no more than the first `N` bytes of the payload.
+    /// Takes the next packet, copying no more than the first `N` bytes of the payload.
     ///
     /// # Safety
     /// The caller holds the receiving side.
@@ -506,10 +485,7 @@ impl OpenCore {
         if !self.broken.swap(true, Ordering::Relaxed) {
             pr_err!("channel {}: incoming ring: {}\n", Show(self.relid), Show(e));
         }
-        match e {
-            ReadError::BufferTooSmall { needed } => RecvError::TooLong { needed },
-            _ => RecvError::Broken,
-        }
+        RecvError::Broken
     }
 
     /// Gives the space of the packets read back to the host.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What services/chardev.rs and services/task.rs cannot reach from Rust: struct miscdevice with poll, wait queues whose
- * condition is a word, delayed work. Called from Rust alone.
+ * What services/chardev.rs cannot reach from Rust: struct miscdevice with poll, wait queues whose condition is a word.
+ * Called from Rust alone.
  */
 #include <linux/fs.h>
 #include <linux/kref.h>
@@ -12,7 +12,6 @@
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/wait.h>
-#include <linux/workqueue.h>
 
 /* Kept the same as services/ffi.rs by hand. */
 struct hv_rs_node_ops {
@@ -187,44 +186,4 @@ void hv_rs_node_unregister(struct hv_rs_node *node)
 {
 	misc_deregister(&node->misc);
 	node_user_put(node);
-}
-
-struct hv_rs_task {
-	struct delayed_work work;
-	long (*step)(const void *data);
-	const void *data;
-};
-
-static void task_run(struct work_struct *work)
-{
-	struct hv_rs_task *task = container_of(to_delayed_work(work), struct hv_rs_task, work);
-	long ms = task->step(task->data);
-
-	/* Not mod_delayed_work(): who has scheduled the task meanwhile wants it to run now. */
-	if (ms >= 0)
-		queue_delayed_work(system_percpu_wq, &task->work, msecs_to_jiffies(ms));
-}
-
-struct hv_rs_task *hv_rs_task_new(long (*step)(const void *data), const void *data)
-{
-	struct hv_rs_task *task = kzalloc(sizeof(*task), GFP_KERNEL);
-
-	if (!task)
-		return NULL;
-	INIT_DELAYED_WORK(&task->work, task_run);
-	task->step = step;
-	task->data = data;
-	return task;
-}
-
-void hv_rs_task_schedule(struct hv_rs_task *task)
-{
-	mod_delayed_work(system_percpu_wq, &task->work, 0);
-}
-
-/* May sleep. */
-void hv_rs_task_free(struct hv_rs_task *task)
-{
-	cancel_delayed_work_sync(&task->work);
-	kfree(task);
 }

@@ -14,8 +14,10 @@ use super::ffi;
 
 /// What [`Deferred`] runs.
 pub trait Run: Send + Sync + 'static {
-    /// Runs in process context, one call at a time. Must not drop the [`Deferred`] that it belongs to.
-    fn run(&self);
+    /// Runs in process context, may sleep, one call at a time. Must not drop the [`Deferred`] that it belongs to.
+    ///
+    /// Returns after how many milliseconds to run again if nobody schedules the work before; `None`: not at all.
+    fn run(&self) -> Option<u32>;
 }
 
 /// A piece of work that can be scheduled any number of times. Dropping it waits until it does not run and is not queued.
@@ -80,15 +82,7 @@ impl<T: Run> Deferred<T> {
     /// Queues the work, to begin in `ms` milliseconds; false, with nothing done, if it was queued already and has not begun. Any
     /// context but NMI.
     pub fn schedule_after(&self, ms: u32) -> bool {
-        // SAFETY: The item was initialised in `new`, is pinned, and stays until `drop` has cancelled it.
-        unsafe {
-            bindings::queue_delayed_work_on(
-                bindings::wq_misc_consts_WORK_CPU_UNBOUND as kernel::ffi::c_int,
-                bindings::system_percpu_wq,
-                self.0.work.get(),
-                msecs_to_jiffies(ms),
-            )
-        }
+        self.0.queue_after(ms)
     }
 
     /// Takes the work off the queue, and waits if it runs. May sleep.
@@ -100,6 +94,20 @@ impl<T: Run> Deferred<T> {
     /// The job.
     pub fn job(&self) -> &T {
         &self.0.job
+    }
+}
+
+impl<T> Inner<T> {
+    fn queue_after(&self, ms: u32) -> bool {
+        // SAFETY: The item was initialised in `new`, is pinned, and stays until `drop` has cancelled it.
+        unsafe {
+            bindings::queue_delayed_work_on(
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as kernel::ffi::c_int,
+                bindings::system_percpu_wq,
+                self.work.get(),
+                msecs_to_jiffies(ms),
+            )
+        }
     }
 }
 
@@ -118,7 +126,10 @@ unsafe extern "C" fn run<T: Run>(work: *mut bindings::work_struct) {
     let work = Opaque::cast_from(delayed);
     // SAFETY: By the requirement of this function.
     let inner = unsafe { &*container_of!(work, Inner<T>, work) };
-    inner.job.run();
+    if let Some(ms) = inner.job.run() {
+        // Does nothing if it is queued already: who has scheduled it meanwhile wants it to run now.
+        inner.queue_after(ms);
+    }
 }
 
 /// `Deferred::new` with the lockdep class of the place where it is written.

@@ -4,7 +4,7 @@
 
 use kernel::{
     bindings,
-    ffi::{c_char, c_int, c_long, c_void},
+    ffi::{c_char, c_int, c_void},
 };
 
 /// `struct hv_rs_ptp` of the shim.
@@ -12,15 +12,6 @@ use kernel::{
 pub(super) struct Ptp {
     _opaque: [u8; 0],
 }
-
-/// `struct hv_rs_task` of the shim.
-#[repr(C)]
-pub(super) struct Task {
-    _opaque: [u8; 0],
-}
-
-/// Milliseconds until the next call, or -1.
-pub(super) type TaskStep = unsafe extern "C" fn(data: *const c_void) -> c_long;
 
 /// `struct hv_rs_node` of the shim.
 #[repr(C)]
@@ -64,10 +55,6 @@ unsafe extern "C" {
     );
     /// `dev` is a `struct device`.
     pub(super) fn hv_rs_uevent(dev: *mut c_void, var: *const c_char) -> c_int;
-    /// Null when there is no memory.
-    pub(super) fn hv_rs_task_new(step: TaskStep, data: *const c_void) -> *mut Task;
-    pub(super) fn hv_rs_task_schedule(task: *mut Task);
-    pub(super) fn hv_rs_task_free(task: *mut Task);
     /// Null when there is no memory.
     pub(super) safe fn hv_rs_node_new() -> *mut Node;
     pub(super) fn hv_rs_node_put(node: *mut Node);

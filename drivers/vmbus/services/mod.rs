@@ -13,4 +13,3 @@ pub mod power;
 pub mod ptp;
 pub mod rcu;
 pub mod reply;
-pub mod task;

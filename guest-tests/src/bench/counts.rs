@@ -22,7 +22,7 @@ use crate::Vm;
 const LOAD_LIMIT: Duration = Duration::from_secs(120);
 
 /// Counts of one load.
-pub struct Counts {
+struct Counts {
     operations: u64,
     profile: Profile,
     hypercalls: u64,
@@ -68,7 +68,7 @@ pub fn load(vm: &Vm, argv: Vec<String>) -> Result<IoResult> {
 ///
 /// # Errors
 /// The load's, and those of who counts.
-pub fn count(
+fn count(
     vm: &Vm,
     symbols: &Symbols,
     stack: Stack,
@@ -99,29 +99,73 @@ pub fn count(
     })
 }
 
-/// What an operation costs: `long` less `short`.
-pub fn sample(
-    workload: &'static str,
-    stack: Stack,
-    run: u32,
-    (short, long): (&Counts, &Counts),
-    parts: Parts,
-    layers: Option<&'static str>,
-) -> Sample {
-    let operations = (long.operations - short.operations) as f64;
-    let per = |long: u64, short: u64| (long as f64 - short as f64) / operations;
-    let difference = long.profile.minus(&short.profile);
-    let mut cost = cost(stack, &difference, operations, parts, layers);
-    cost.values
-        .insert("hypercalls", per(long.hypercalls, short.hypercalls));
-    cost.values
-        .insert("interrupts", per(long.interrupts, short.interrupts));
-    Sample {
-        workload,
-        stack,
-        run,
-        values: cost.values,
-        functions: cost.functions,
+/// What one of `n` operations costs: a run of `5 * n` less one of `n`.
+///
+/// # Errors
+/// As for [`count`].
+pub fn measure(
+    vm: &Vm,
+    symbols: &Symbols,
+    sample: Sampled,
+    n: u64,
+    load: impl Fn(u64) -> Result<IoResult>,
+) -> Result<Sample> {
+    // The first load meets cold caches, lazily allocated memory, and a link that is just coming up.
+    load(n)?;
+    let short = count(vm, symbols, sample.stack, || load(n))?;
+    let long = count(vm, symbols, sample.stack, || load(5 * n))?;
+    Ok(sample.of(&short, &long))
+}
+
+/// Runs a load of `n` operations to meet cold caches, and one of `10 * n` whose time counts. With it, the seconds that it took.
+///
+/// # Errors
+/// The load's.
+pub fn timed(n: u64, load: impl Fn(u64) -> Result<IoResult>) -> Result<(IoResult, f64)> {
+    load(n)?;
+    let result = load(10 * n)?;
+    let seconds = result.elapsed_ns.max(1) as f64 / 1e9;
+    Ok((result, seconds))
+}
+
+/// What a sample is of, and how its instructions are told apart.
+pub struct Sampled {
+    /// Name of the load in the report.
+    pub workload: &'static str,
+    /// Who served it.
+    pub stack: Stack,
+    /// Which of the alternating runs.
+    pub run: u32,
+    /// Where functions belong.
+    pub parts: Parts,
+    /// What [`Part::Layers`] is, if that is of interest.
+    pub layers: Option<&'static str>,
+}
+
+impl Sampled {
+    fn of(self, short: &Counts, long: &Counts) -> Sample {
+        let Self {
+            workload,
+            stack,
+            run,
+            parts,
+            layers,
+        } = self;
+        let operations = (long.operations - short.operations) as f64;
+        let per = |long: u64, short: u64| (long as f64 - short as f64) / operations;
+        let difference = long.profile.minus(&short.profile);
+        let mut cost = cost(stack, &difference, operations, parts, layers);
+        cost.values
+            .insert("hypercalls", per(long.hypercalls, short.hypercalls));
+        cost.values
+            .insert("interrupts", per(long.interrupts, short.interrupts));
+        Sample {
+            workload,
+            stack,
+            run,
+            values: cost.values,
+            functions: cost.functions,
+        }
     }
 }
 

@@ -215,30 +215,21 @@ impl Guest {
 
     fn count(&self, workload: &Workload, run: u32) -> Result<Sample> {
         let symbols = self.symbols.as_ref().context("no symbols")?;
-        let counted = |count| {
-            let load = || self.load(workload, count);
-            counts::count(&self.vm, symbols, self.stack, load)
-        };
-        // The first load waits for the link and the peer's address, and meets cold caches.
-        self.load(workload, workload.count)?;
-        let short = counted(workload.count)?;
-        let long = counted(workload.count * 5)?;
-        let both = (&short, &long);
-        Ok(counts::sample(
-            workload.name,
-            self.stack,
+        let sample = counts::Sampled {
+            workload: workload.name,
+            stack: self.stack,
             run,
-            both,
-            part,
-            None,
-        ))
+            parts: part,
+            layers: None,
+        };
+        let load = |count| self.load(workload, count);
+        counts::measure(&self.vm, symbols, sample, workload.count, load)
     }
 
     /// Operations and gigabits of payload per second.
     fn rate(&self, workload: &Workload) -> Result<(f64, f64)> {
-        self.load(workload, workload.count)?;
-        let result = self.load(workload, workload.count * 10)?;
-        let seconds = result.elapsed_ns.max(1) as f64 / 1e9;
+        let load = |count| self.load(workload, count);
+        let (result, seconds) = counts::timed(workload.count, load)?;
         let bits = result.bytes as f64 * 8.0 / 1e9;
         Ok((result.ios as f64 / seconds, bits / seconds))
     }

@@ -5,12 +5,14 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::console::ran_stale_instruction;
 use crate::{Drivers, Env, Vm, VmConfig};
 
 /// What a test does.
@@ -104,6 +106,8 @@ pub struct Ctx<'a> {
 #[derive(Default)]
 struct Notes {
     figures: Vec<String>,
+    /// Where the guests' logs are, under the directory of all logs.
+    guests: Vec<String>,
     counts: Option<(usize, usize, usize)>,
 }
 
@@ -116,10 +120,12 @@ impl Ctx<'_> {
     /// Configuration of one of several guests, or one with another stack.
     pub fn config_for(&self, part: &str, drivers: Drivers) -> VmConfig {
         let dash = if part.is_empty() { "" } else { "-" };
-        VmConfig::new(
-            &format!("{}/{}{dash}{part}", self.suite, self.name),
-            drivers,
-        )
+        let name = format!("{}/{}{dash}{part}", self.suite, self.name);
+        let mut notes = self.notes();
+        if !notes.guests.contains(&name) {
+            notes.guests.push(name.clone());
+        }
+        VmConfig::new(&name, drivers)
     }
 
     /// `full` with `--full`, else `short`.
@@ -269,13 +275,15 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Totals {
                     notes: Mutex::default(),
                 };
                 let begin = Instant::now();
-                let result = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&ctx)))
-                    .unwrap_or_else(|panic| {
-                        Err(anyhow::anyhow!(
-                            "the test panicked: {}",
-                            panic_text(&*panic)
-                        ))
-                    });
+                let mut result = run_once(&scenario, &ctx);
+                if let (Err(_), Some(logs)) = (&result, stale_guest(&ctx)) {
+                    *ctx.notes() = Notes::default();
+                    ctx.figure(format!(
+                        "run a second time: QEMU ran an instruction no longer in memory, see {}",
+                        logs.display()
+                    ));
+                    result = run_once(&scenario, &ctx);
+                }
                 let took = begin.elapsed();
                 let mut printed = printed.lock().unwrap_or_else(PoisonError::into_inner);
                 *printed += 1;
@@ -293,6 +301,32 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Totals {
         }
     });
     totals.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn run_once(scenario: &Scenario, ctx: &Ctx) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(|| (scenario.run)(ctx))).unwrap_or_else(|panic| {
+        Err(anyhow::anyhow!(
+            "the test panicked: {}",
+            panic_text(&*panic)
+        ))
+    })
+}
+
+/// The logs of the guest of this test, if any, whose kernel died of a fault in QEMU's translator
+/// ([`ran_stale_instruction`]), kept aside.
+fn stale_guest(ctx: &Ctx) -> Option<PathBuf> {
+    let guests = ctx.notes().guests.clone();
+    guests.iter().find_map(|name| {
+        let logs = ctx.env.logs.join(name);
+        let console = std::fs::read(logs.join("console.log")).ok()?;
+        if !ran_stale_instruction(&String::from_utf8_lossy(&console)) {
+            return None;
+        }
+        let kept = ctx.env.logs.join(format!("{name}-stale"));
+        let _ = std::fs::remove_dir_all(&kept);
+        std::fs::rename(&logs, &kept).ok()?;
+        Some(kept)
+    })
 }
 
 fn report(
@@ -394,6 +428,8 @@ pub fn clean_logs(env: &Env, tests: &[(Suite, Scenario)]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     fn env() -> Env {
@@ -444,6 +480,30 @@ mod tests {
         let totals = run(&env(), &[suite()], &options(&[]));
         assert_eq!(totals.to_string(), "8 passed, 3 failed, 3 skipped");
         assert_eq!(totals.failures.len(), 3);
+    }
+
+    #[test]
+    fn a_guest_that_qemu_failed_is_started_again_once() {
+        let mut env = env();
+        env.logs = std::env::temp_dir().join(format!("hv-runner-test-{}", std::process::id()));
+        let run_with = |code: &'static str| {
+            let tries = Arc::new(AtomicUsize::new(0));
+            let seen = tries.clone();
+            let test = Scenario::new("oops", "", move |ctx| {
+                let logs = ctx.env.logs.join(&ctx.config().name);
+                std::fs::create_dir_all(&logs)?;
+                let text = format!("[ 2.3] Oops: int3: 0000 [#1] SMP\n[ 2.3] Code: {code}\n");
+                std::fs::write(logs.join("console.log"), text)?;
+                ensure(seen.fetch_add(1, Ordering::SeqCst) > 0, "the guest died")
+            });
+            let mut suite = suite();
+            suite.scenarios = vec![test];
+            let totals = run(&env, &[suite], &options(&[]));
+            std::fs::remove_dir_all(&env.logs).unwrap();
+            (totals.failed, tries.load(Ordering::SeqCst))
+        };
+        assert_eq!(run_with("6d 0f <1f> 44"), (0, 2));
+        assert_eq!(run_with("6d cc <cc> cc"), (1, 1));
     }
 
     #[test]

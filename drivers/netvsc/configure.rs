@@ -325,8 +325,10 @@ pub(crate) fn set_rings(nic: &Nic, rtnl: &Rtnl, rx: u32, tx: u32) -> Result {
     }
     let (receive, send) = (session.agreed.receive.size, session.agreed.send.size);
     drop(session);
-    let config = &nic.state.lock().config;
-    let old = (config.receive_bytes, config.send_bytes);
+    let old = {
+        let state = nic.state.lock();
+        (state.config.receive_bytes, state.config.send_bytes)
+    };
     attach_anew(
         nic,
         rtnl,

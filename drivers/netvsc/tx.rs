@@ -631,7 +631,7 @@ impl Queue {
 
     /// Sends a frame that is copied. False: it was not sent.
     pub(crate) fn send_frame(&self, frame: FrameBytes<'_>, held: &mut TxHeld<'_>) -> bool {
-        let (Some(endpoint), Some(sections), Some((_, mut queue))) = (
+        let (Some(endpoint), Some(sections), Some((state, mut queue))) = (
             self.endpoint.as_ref(),
             self.link.sections.as_ref(),
             self.tx.get(held),
@@ -644,8 +644,14 @@ impl Queue {
             info: PacketInfo::NONE,
         };
         let Some(section) = sections.take(self.index.into()) else {
+            // A poll may bounce more frames than there are sections before it comes to their completions.
             self.link.shared.eth.tx_send_full.bump();
-            return false;
+            let sent = frame.with_packet(&self.link.shared.dev, HEADROOM, |packet| {
+                let way = Way::Direct;
+                self.send_in_place(packet, &header, way, state, &mut queue, endpoint, sections)
+                    .is_ok()
+            });
+            return sent == Some(true);
         };
         let copied = sections.slice(section, 0).is_some_and(|to| {
             let mut writer = BufferWriter::new(to);

@@ -284,6 +284,12 @@ unsafe extern "C" {
         offset: *mut u32,
         len: *mut u32,
     ) -> u32;
+    pub(super) fn hv_rs_xdp_copy(
+        dev: *mut NetDevice,
+        data: *const u8,
+        len: u32,
+        room: u32,
+    ) -> *mut SkBuff;
     pub(super) fn hv_rs_xdp_skb(page: *mut bindings::page, offset: u32, len: u32) -> *mut SkBuff;
 
     // Exported by the network core.

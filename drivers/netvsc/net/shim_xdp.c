@@ -149,3 +149,16 @@ struct sk_buff *hv_rs_xdp_skb(struct page *page, u32 offset, u32 len)
 	skb_put(skb, len);
 	return skb;
 }
+
+/* A packet of @dev with a copy of @len bytes, behind @room free ones; NULL without memory. */
+struct sk_buff *hv_rs_xdp_copy(struct net_device *dev, const u8 *data, u32 len, u32 room)
+{
+	struct sk_buff *skb = alloc_skb(room + len, GFP_ATOMIC | __GFP_NOWARN);
+
+	if (!skb)
+		return NULL;
+	skb->dev = dev;
+	skb_reserve(skb, room);
+	skb_put_data(skb, data, len);
+	return skb;
+}

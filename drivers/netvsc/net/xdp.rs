@@ -6,7 +6,11 @@ use core::{marker::PhantomData, mem::ManuallyDrop, ptr, ptr::NonNull};
 use hv_vmbus::buffer::BufferSlice;
 use kernel::{bindings, prelude::*};
 
-use super::{ffi, packet::RxPacket};
+use super::{
+    device::NetDevice,
+    ffi,
+    packet::{RxPacket, TxPacket},
+};
 
 /// A reference to a program.
 ///
@@ -241,6 +245,36 @@ impl<'a> FrameBytes<'a> {
         // SAFETY: Source and destination are as long, by the invariants of both types.
         unsafe { ptr::copy_nonoverlapping(self.data, to.as_ptr(), self.len as usize) };
         true
+    }
+
+    /// Gives a packet of `dev` with a copy of the frame, and `room` bytes before it, to `f`. `None` without memory.
+    pub(crate) fn with_packet<R>(
+        &self,
+        dev: &NetDevice,
+        room: u32,
+        f: impl FnOnce(TxPacket<'_>) -> R,
+    ) -> Option<R> {
+        let mut tx = ffi::RawTx {
+            // SAFETY: The device is there, and the frame by the type's invariant.
+            skb: unsafe { ffi::hv_rs_xdp_copy(dev.raw(), self.data, self.len, room) },
+            txq: ptr::null_mut(),
+            data: ptr::null(),
+            len: 0,
+            headlen: 0,
+            hash: 0,
+            flags: 0,
+            queue: 0,
+            vlan_tci: 0,
+            gso_size: 0,
+            transport: 0,
+        };
+        if tx.skb.is_null() {
+            return None;
+        }
+        // SAFETY: The packet is there.
+        unsafe { ffi::hv_rs_tx_look(&mut tx) };
+        // SAFETY: The packet is ours, and was just described; `f` gets it.
+        Some(f(unsafe { TxPacket::from_raw(&mut tx) }))
     }
 }
 

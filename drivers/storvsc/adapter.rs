@@ -402,6 +402,8 @@ impl Adapter {
                 chores.note_changed(at);
                 (HostByte::Requeue, true)
             }
+            // Where a device is being removed, which flushes its cache, another one may be by the time that the chore is done.
+            Outcome::NoLun if !command.device_stays() => (HostByte::NoConnect, false),
             Outcome::NoLun => {
                 chores.note_gone(at);
                 (HostByte::NoConnect, true)

@@ -136,14 +136,16 @@ impl Run for Chores {
                 pr_err!("channels cannot be changed: {}\n", e.to_errno());
             }
         }
+        let scan = self.scan.swap(false, Ordering::AcqRel);
+        if scan {
+            // Devices that are gone answer so, and are then noted in `gone`.
+            self.host.test_all();
+        }
+        // Before the scan, which may find another device in the place of one that is gone, and which removals would wait for.
         self.gone.take(|at| self.host.remove_device(at));
         self.changed.take(|at| self.host.rescan_device(at));
-        if self.scan.swap(false, Ordering::AcqRel) {
-            // Devices that are gone answer so, and are then noted in `gone`, which runs this again.
-            self.host.test_all();
-            if !self.single {
-                self.host.scan();
-            }
+        if scan && !self.single {
+            self.host.scan();
         }
         None
     }

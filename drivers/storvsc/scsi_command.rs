@@ -162,6 +162,18 @@ impl Command {
         }
     }
 
+    /// Whether the device is one that SCSI has: not one that it only looks for, nor one that it is removing.
+    pub(crate) fn device_stays(&self) -> bool {
+        // SDEV_CREATED, SDEV_CANCEL, SDEV_DEL and SDEV_CREATED_BLOCK; asserted in `scsi_layout.c`.
+        const COMING_OR_GOING: [u32; 4] = [1, 3, 4, 9];
+        // SAFETY: Members; the device stays while it has commands. The state changes meanwhile, as a whole.
+        let state = unsafe {
+            let device: *const u8 = self.get(layout::COMMAND_DEVICE);
+            device.add(layout::DEVICE_STATE).cast::<u32>().read_volatile()
+        };
+        !COMING_OR_GOING.contains(&state)
+    }
+
     /// Whether the device queues commands.
     #[inline]
     pub(crate) fn tagged(&self) -> bool {

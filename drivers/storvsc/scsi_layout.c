@@ -22,6 +22,7 @@ SIZE(scsi_cmnd, sense_buffer, 8);
 SIZE(scsi_cmnd, resid_len, 4);
 SIZE(scsi_cmnd, result, 4);
 SIZE(scsi_device, hostdata, 8);
+SIZE(scsi_device, sdev_state, 4);
 SIZE(request, tag, 4);
 SIZE(request, mq_hctx, 8);
 SIZE(blk_mq_hw_ctx, queue_num, 4);
@@ -32,12 +33,14 @@ static_assert(DMA_TO_DEVICE == 1 && DMA_FROM_DEVICE == 2 && DMA_NONE == 3);
 static_assert(DID_NO_CONNECT == 0x01 && DID_BUS_BUSY == 0x02 && DID_ERROR == 0x07 && DID_RESET == 0x08);
 static_assert(DID_PASSTHROUGH == 0x0a && DID_REQUEUE == 0x0d);
 static_assert(SCSI_SENSE_BUFFERSIZE == 96);
+static_assert(SDEV_CREATED == 1 && SDEV_CANCEL == 3 && SDEV_DEL == 4 && SDEV_CREATED_BLOCK == 9);
 
 void hv_rs_scsi_layout(void);
 void hv_rs_scsi_layout(void)
 {
 	OFFSET(HOST_DATA, Scsi_Host, hostdata);
 	OFFSET(DEVICE_HOSTDATA, scsi_device, hostdata);
+	OFFSET(DEVICE_STATE, scsi_device, sdev_state);
 	OFFSET(COMMAND_DEVICE, scsi_cmnd, device);
 	OFFSET(COMMAND_CDB, scsi_cmnd, cmnd);
 	OFFSET(COMMAND_CDB_LEN, scsi_cmnd, cmd_len);

@@ -54,6 +54,9 @@ pub struct DiskInfo {
     pub size: u64,
     /// Bytes that the store takes up, holes left out.
     pub allocated: u64,
+    /// Bytes that a power cut would take: written to a volatile cache, and not flushed.
+    #[serde(default)]
+    pub unflushed: u64,
     /// Bytes in a block.
     pub sector: u32,
     /// Writes are refused.

@@ -190,6 +190,11 @@ impl Backend {
         cache.cut(&self.file, seed).map(Some)
     }
 
+    /// Bytes that a power cut would take.
+    pub fn unflushed(&self) -> u64 {
+        self.cache().map_or(0, |cache| cache.len())
+    }
+
     /// The image; `None` for a RAM disk.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()

@@ -90,6 +90,7 @@ pub(crate) fn info(device: &str, target: u8, lun: u8, slot: &Slot) -> DiskInfo {
         file: store.path().map(|p| p.display().to_string()),
         size: store.size(),
         allocated: store.allocated(),
+        unflushed: store.unflushed(),
         sector: 1 << disk.config().shift,
         read_only: store.is_read_only(),
         discard: disk.config().discard,

@@ -7,10 +7,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
-use guest_agent::Command as Ask;
 use hvctl::ShutdownKind;
 
-use super::{module, IO_LIMIT, SCSI0};
+use super::{
+    cut::{self, Writer},
+    module,
+};
 use crate::disks::Disk;
 use crate::runner::{equal, Ctx, Scenario};
 use crate::vm::{Vm, SOON, SYSTEM_LIMIT};
@@ -25,36 +27,6 @@ pub fn scenarios() -> Vec<Scenario> {
     .into()
 }
 
-/// What each boot writes, by a script that is on the disk: files with their checksums, each synced before its name is
-/// told. The last line of `done` is what a power cut must not take away.
-const WRITER: &str = "\
-set -e
-cd /var/lib; mkdir -p hv; cd hv
-i=$(ls | sed -n s/^data//p | sort -n | tail -n 1)
-while :; do
-    i=$((${i:-0} + 1))
-    head -c $((4096 + i * 7919 % 300000)) /dev/urandom > data$i
-    sync data$i
-    sha256sum data$i >> sums; sync sums; sync .
-    echo $i > /run/written
-    [ $((i % 20)) -ne 0 ] || rm -f data$((i / 2))
-done";
-
-/// Writes that nobody flushes, so that the disk's cache always holds something to lose.
-const LOOSE: &str = "while :; do dd if=/dev/urandom of=/var/tmp/loose bs=64k count=32 oflag=direct conv=notrunc 2>/dev/null; done";
-
-/// Every file that is named is whole; how many.
-const CHECKER: &str = "\
-set -e
-cd /var/lib/hv
-n=0
-while read -r sum name; do
-    [ -e \"$name\" ] || continue
-    echo \"$sum  $name\" | sha256sum -c --status || { echo \"$name is damaged\"; exit 1; }
-    n=$((n + 1))
-done < sums
-echo $n";
-
 fn cycles(ctx: &Ctx) -> Result<()> {
     let image = ctx.env.debian_copy()?;
     // Each pair is a power cut and a clean shutdown.
@@ -67,23 +39,10 @@ fn cycles(ctx: &Ctx) -> Result<()> {
         let config = system(ctx, &format!("{pair}-cut"), image.path());
         ctx.booted(config, |vm| {
             boots.push(boot(vm, pair > 0)?);
-            spawn(vm, "/run/loose", LOOSE)?;
-            files += write(vm, 12)?;
-            told = vm.sh("cat /run/written")?.trim().parse::<u64>()?;
-            // The power cut: writes are under way, and the kernel hears nothing. What the disk was not told to flush is lost, or every
-            // other sector of it.
-            vm.host().call(hvctl::Command::Pause)?;
-            let answer = vm.host().call(hvctl::Command::DiskCut {
-                device: SCSI0.into(),
-                lun: 0,
-                target: 0,
-                seed: (pair % 2 == 0).then_some(pair.into()),
-            })?;
-            let answer: hvctl::DiskCutAnswer = serde_json::from_value(answer)?;
-            ensure!(
-                answer.kept + answer.lost > 0,
-                "the disk's cache was empty: nothing was at stake"
-            );
+            let writer = writer(vm);
+            writer.loose()?;
+            told = writer.write(12)?;
+            let answer = cut::power_cut(vm, 0, (pair % 2 == 0).then_some(pair.into()))?;
             kept += answer.kept;
             lost += answer.lost;
             Ok(())
@@ -95,16 +54,13 @@ fn cycles(ctx: &Ctx) -> Result<()> {
             console
                 .wait("recovery complete", 0, SOON)
                 .context("the journal was not replayed")?;
-            let whole: u64 = vm.sh(CHECKER)?.trim().parse().context("files")?;
+            let whole = writer(vm).check(told)?;
             ensure!(
                 whole >= 8,
                 "only {whole} files are left of those that were synced before the power cut"
             );
-            vm.sh(&format!(
-                "cd /var/lib/hv && grep -q ' data{told}$' sums && test -e data{told}"
-            ))
-            .with_context(|| format!("file {told} was synced before the power cut"))?;
-            write(vm, 4)?;
+            writer(vm).write(4)?;
+            files += 12 + 4;
             shut_down(vm)
         })?;
         fsck(image.path())?;
@@ -118,6 +74,15 @@ fn cycles(ctx: &Ctx) -> Result<()> {
         kept >> 10
     ));
     Ok(())
+}
+
+/// What writes in the system.
+fn writer(vm: &Vm) -> Writer<'_> {
+    Writer {
+        vm,
+        root: "/",
+        dir: "/var/lib",
+    }
 }
 
 /// A guest that boots from this image, as a disk that loses what was not flushed.
@@ -169,33 +134,6 @@ pub fn boot(vm: &Vm, again: bool) -> Result<Duration> {
         vm.sh("test -s /var/lib/hv/sums")?;
     }
     Ok(took)
-}
-
-/// Runs a script in the background, to the end of the guest.
-fn spawn(vm: &Vm, path: &str, script: &str) -> Result<()> {
-    vm.write(path, script)?;
-    vm.agent.post(Ask::Spawn {
-        argv: ["sh", path].map(String::from).to_vec(),
-        timeout_ms: SYSTEM_LIMIT.as_millis() as u64,
-    })?;
-    Ok(())
-}
-
-/// Starts the writer and waits until it has written that many files.
-fn write(vm: &Vm, files: u32) -> Result<u64> {
-    spawn(vm, "/run/writer", WRITER)?;
-    let first: u64 = vm
-        .sh("{ echo 0; ls /var/lib/hv 2>/dev/null | sed -n s/^data//p; } | sort -n | tail -n 1")?
-        .trim()
-        .parse()?;
-    let wanted = first + u64::from(files);
-    super::until_in_guest(
-        vm,
-        &format!("[ -s /run/written ] && [ $(cat /run/written) -ge {wanted} ]"),
-        IO_LIMIT,
-    )
-    .context("the writer")?;
-    Ok(u64::from(files))
 }
 
 /// The host asks for a power off; the system stops its services, unmounts, and is off.

@@ -5,6 +5,7 @@
 
 pub(crate) mod boot;
 mod compare;
+mod cut;
 mod errors;
 mod fio;
 mod hostile;
@@ -29,6 +30,7 @@ pub fn scenarios() -> Vec<Scenario> {
     all.extend(boot::scenarios());
     all.extend(fio::scenarios());
     all.extend(plug::scenarios());
+    all.extend(cut::scenarios());
     all.extend(errors::scenarios());
     all.extend(tools::scenarios());
     all.extend(hostile::scenarios());

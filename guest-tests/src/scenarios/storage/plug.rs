@@ -112,7 +112,8 @@ fn hot_plug(ctx: &Ctx) -> Result<()> {
                       --verify=crc32c --verify_state_save=0 --size=32m --time_based --runtime=3600 --output=/run/fio.out"),
             Duration::from_secs(3600),
         )?;
-        let begin = vm.time()?.monotonic_ns;
+        let served = |vm: &Vm| disk(vm, SCSI0, 0).map(|d| d.counters.reads + d.counters.writes);
+        let (begin, before) = (vm.time()?.monotonic_ns, served(vm)?);
         let mut seen = Vec::new();
         for round in 0..times {
             let lun = 1 + (round % 60) as u8;
@@ -137,7 +138,9 @@ fn hot_plug(ctx: &Ctx) -> Result<()> {
             remove(vm, SCSI0, lun)?;
             gone(vm, SCSI0, lun).with_context(|| format!("round {round}"))?;
         }
-        let ms = (vm.time()?.monotonic_ns - begin) as f64 / 1e6 / f64::from(times);
+        let ns = vm.time()?.monotonic_ns - begin;
+        let ms = ns as f64 / 1e6 / f64::from(times);
+        let load_rate = (served(vm)? - before) as f64 / (ns as f64 / 1e9);
         // SIGTERM lets fio end as it does when its time is up, with the last verification.
         vm.sh("kill $(pidof fio | tr ' ' '\\n' | sort -n | head -n 1)")?;
         let out = collect(vm, load, IO_LIMIT)?;
@@ -153,7 +156,7 @@ fn hot_plug(ctx: &Ctx) -> Result<()> {
             vm.sh("ls -d /sys/block/sd* | wc -l")?.trim(),
             "1",
         )?;
-        ctx.figure(format!("{times} times, {ms:.0} ms each"));
+        ctx.figure(format!("{times} times, {ms:.0} ms each beside {load_rate:.0} requests/s"));
         Ok(())
     })
 }

@@ -175,7 +175,8 @@ impl Rtnl {
 
     /// Takes the lock, if nobody has it. For work that somebody waits for who has it.
     pub(crate) fn try_lock() -> Option<Self> {
-        ffi::hv_rs_rtnl_trylock().then_some(Self(NotThreadSafe))
+        // Made only with the lock: dropping it gives the lock back, whoever has it.
+        ffi::hv_rs_rtnl_trylock().then(|| Self(NotThreadSafe))
     }
 
     /// # Safety

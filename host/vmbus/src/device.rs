@@ -297,6 +297,14 @@ impl DeviceIo<'_> {
         }
     }
 
+    /// Gives the guest the room of the packets that were taken so far, before the turn ends.
+    pub fn give_room(&mut self, index: u16) {
+        let partition = self.partition;
+        if let Some(channel) = self.channel(index) {
+            channel.pause_service(partition);
+        }
+    }
+
     /// Has packets taken from the channel again, after [`Device::is_ready`] said no.
     pub fn resume(&mut self, index: u16) {
         if let Some(id) = self.offers.get(usize::from(index)) {

@@ -31,6 +31,10 @@ pub(super) enum Incoming<'a> {
     Nothing,
 }
 
+/// Transaction id of a packet that has none. The message in it has an id of its own, which is all that Linux' `hv_fcopy_uio_daemon` sends back
+/// (`rte_vmbus_chan_send()`, `VMBUS_RQST_ERROR`).
+const NO_ID: u64 = u64::MAX;
+
 /// The common part of an integration service.
 pub(super) struct Ic {
     name: &'static str,
@@ -197,6 +201,9 @@ impl Ic {
         io: &mut DeviceIo<'_>,
         packet: &Packet<'a>,
     ) -> Incoming<'a> {
+        // The next request may go at once, and its answer must find room: two of file copy are more than the ring of Linux'
+        // drivers, of which none tries again (`vmbus_sendpacket` in `hv_fcopy.c` and `hv_fcopy_uio_daemon.c`).
+        io.give_room(0);
         if packet.kind != PacketKind::InBand {
             io.violation(format!(
                 "packet of type {:?}, expected in-band data",
@@ -245,26 +252,33 @@ impl Ic {
             ));
             return Incoming::Nothing;
         }
-        if packet.transaction_id() == 0 || packet.transaction_id() >= self.next_id {
-            io.violation(format!(
-                "answer to request {} that was not made",
-                packet.transaction_id()
-            ));
+        let id = match packet.transaction_id() {
+            NO_ID => self.last_with(header.transaction_id),
+            id => id,
+        };
+        if id == 0 || id >= self.next_id {
+            io.violation(format!("answer to request {id} that was not made"));
             return Incoming::Nothing;
         }
-        if header.transaction_id != packet.transaction_id() as u8 {
+        if header.transaction_id != id as u8 {
             io.violation(format!(
-                "answer {} names transaction {}",
-                packet.transaction_id(),
+                "answer {id} names transaction {}",
                 header.transaction_id
             ));
             return Incoming::Nothing;
         }
         Incoming::Answer(Answer {
-            id: packet.transaction_id(),
+            id,
             status: header.status,
             body,
         })
+    }
+
+    /// The last request whose message bears this id; 0 if there is none.
+    fn last_with(&self, message_id: u8) -> u64 {
+        let last = self.next_id - 1;
+        let back = (last as u8).wrapping_sub(message_id);
+        last.saturating_sub(back.into())
     }
 }
 

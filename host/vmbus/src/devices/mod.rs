@@ -12,6 +12,8 @@ mod timesync;
 mod vss;
 
 #[cfg(test)]
+mod exchange_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::device::Device;

@@ -121,6 +121,14 @@ impl Hooks {
     }
 }
 
+/// An address as the C daemon writes it to ifcfg files: those of IPv6 in full (`expand_ipv6`).
+fn spelled(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => v6.segments().map(|part| format!("{part:04x}")).join(":"),
+    }
+}
+
 /// Lines of ifcfg form; names of the C daemon (`process_ip_string`): the first address of IPv4 is `IPADDR0`, its gateway
 /// `GATEWAY`, the first of IPv6 `IPV6ADDR`.
 fn ifcfg_text(interface: &Interface, config: &Config) -> String {
@@ -135,7 +143,7 @@ fn ifcfg_text(interface: &Interface, config: &Config) -> String {
         let _ = writeln!(text, "IPADDR{i}={address}");
     }
     for (i, (address, _)) in config.addresses(true).enumerate() {
-        let _ = writeln!(text, "IPV6ADDR{}={address}", later(i));
+        let _ = writeln!(text, "IPV6ADDR{}={}", later(i), spelled(address));
     }
     for (i, (ip, prefix)) in config.addresses(false).enumerate() {
         let _ = writeln!(
@@ -152,10 +160,10 @@ fn ifcfg_text(interface: &Interface, config: &Config) -> String {
         let _ = writeln!(text, "GATEWAY{number}={gateway}");
     }
     for (i, gateway) in config.gateways(true).enumerate() {
-        let _ = writeln!(text, "IPV6_DEFAULTGW{}={gateway}", later(i));
+        let _ = writeln!(text, "IPV6_DEFAULTGW{}={}", later(i), spelled(gateway));
     }
     for (i, dns) in config.dns.iter().enumerate() {
-        let _ = writeln!(text, "DNS{}={dns}", i + 1);
+        let _ = writeln!(text, "DNS{}={}", i + 1, spelled(*dns));
     }
     text
 }
@@ -244,7 +252,7 @@ mod tests {
         hooks.set(&eth0(), &config).unwrap();
         assert_eq!(
             fs::read_to_string(seen).unwrap(),
-            "HWADDR=00:15:5D:00:00:0A\nDEVICE=eth0\nBOOTPROTO=none\nIPADDR0=10.0.0.5\nIPV6ADDR=fd00::5\n\
+            "HWADDR=00:15:5D:00:00:0A\nDEVICE=eth0\nBOOTPROTO=none\nIPADDR0=10.0.0.5\nIPV6ADDR=fd00:0000:0000:0000:0000:0000:0000:0005\n\
              NETMASK0=255.255.255.0\nIPV6NETMASK=64\nGATEWAY=10.0.0.1\nDNS1=1.1.1.1\n\
              \n[connection]\ninterface-name=eth0\n\n[ethernet]\nmac-address=00:15:5D:00:00:0A\n\
              \n[ipv4]\naddress1=10.0.0.5/24\nmethod=manual\ngateway=10.0.0.1\ndns=1.1.1.1\n\

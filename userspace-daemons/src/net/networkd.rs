@@ -19,6 +19,12 @@ pub(super) fn plan(interface: &Interface, config: &Config) -> Plan {
             command(&["networkctl", "reload"]),
             command(&["networkctl", "reconfigure", name]),
         ],
+        // networkctl speaks by D-Bus, which a small system may not have.
+        otherwise: vec![command(&[
+            "systemctl",
+            "reload-or-restart",
+            "systemd-networkd.service",
+        ])],
         ..Plan::default()
     }
 }

@@ -37,6 +37,8 @@ pub struct Plan {
     pub changes: Vec<Change>,
     /// Run after; they must not fail.
     pub after: Vec<Vec<String>>,
+    /// Run in place of `after` where that fails; they must not fail.
+    pub otherwise: Vec<Vec<String>>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -62,7 +64,7 @@ impl Plan {
                 warn!("cannot undo a change: {error}");
             }
             // Back to what the files say, as far as that goes.
-            for command in self.after.iter().filter(|c| !c.is_empty()) {
+            for command in self.after.iter().chain(&self.otherwise) {
                 let _ = run(command);
             }
         }
@@ -91,7 +93,13 @@ impl Plan {
             old.push((path.clone(), before, change.mode));
             files::replace(&path, change.contents.as_bytes(), change.mode).map_err(failed)?;
         }
-        self.after.iter().try_for_each(|command| run(command))
+        match self.after.iter().try_for_each(|command| run(command)) {
+            Err(error) if !self.otherwise.is_empty() => {
+                warn!("{error}; trying another way");
+                self.otherwise.iter().try_for_each(|command| run(command))
+            }
+            other => other,
+        }
     }
 }
 
@@ -127,6 +135,9 @@ impl fmt::Display for Plan {
         }
         for command in &self.after {
             writeln!(f, "run: {}", command.join(" "))?;
+        }
+        for command in &self.otherwise {
+            writeln!(f, "where that fails, run: {}", command.join(" "))?;
         }
         Ok(())
     }
@@ -165,5 +176,21 @@ mod tests {
         assert!(plan("/bin/false").apply(root.path()).is_err());
         assert_eq!(fs::read_to_string(&file).unwrap(), "old\n");
         assert!(plan("/nonexistent").apply(root.path()).is_err());
+    }
+
+    #[test]
+    fn there_may_be_another_way() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("etc/x/ours");
+        let mut two = plan("/bin/false");
+        two.otherwise = vec![command(&["/bin/false"])];
+        assert!(two.apply(root.path()).is_err());
+        assert!(!file.exists());
+        two.otherwise = vec![command(&["/bin/true"])];
+        two.apply(root.path()).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new\n");
+        assert!(two
+            .to_string()
+            .ends_with("where that fails, run: /bin/true\n"));
     }
 }

@@ -198,6 +198,11 @@ fn keep() -> Result<()> {
             fs::copy(item.path(), Path::new(&modules).join(item.file_name()))?;
         }
     }
+    // The daemons, where the guest has them.
+    for item in fs::read_dir("/hv").into_iter().flatten() {
+        let item = item?;
+        fs::copy(item.path(), Path::new(KEPT).join(item.file_name()))?;
+    }
     let units = Path::new("/run/systemd/system");
     let wants = units.join("sysinit.target.wants");
     fs::create_dir_all(&wants)?;

@@ -42,22 +42,26 @@ pub fn scenarios() -> Vec<Scenario> {
 }
 
 /// Room for the image on the swap disk. It is sparse, and the image is some tens of MiB.
-const SWAP_BYTES: u64 = 1 << 30;
+pub(super) const SWAP_BYTES: u64 = 1 << 30;
 
 /// A guest that can hibernate to an NVMe disk, whose driver Debian's kernels have built in.
 fn sleeper(ctx: &Ctx, part: &str, swap: &Path) -> VmConfig {
-    let mut config = ctx.config_for(part, ctx.drivers).smp(2);
+    can_sleep(ctx.config_for(part, ctx.drivers).smp(2), swap)
+}
+
+/// A configuration with the disk to hibernate to.
+pub(super) fn can_sleep(mut config: VmConfig, swap: &Path) -> VmConfig {
     config.s4 = true;
     let drive = format!("file={},if=none,id=swap,format=raw", swap.display());
     let args = ["-drive", &drive, "-device", "nvme,drive=swap,serial=swap"];
-    config.qemu_args = args.map(str::to_owned).to_vec();
+    config.qemu_args.extend(args.map(str::to_owned));
     config
 }
 
 const SWAP: &str = "/dev/nvme0n1";
 
 /// Makes the guest ready to hibernate in this way, or skips the test where its kernel cannot.
-fn prepare(vm: &Vm, how: &str) -> Result<()> {
+pub(super) fn prepare(vm: &Vm, how: &str) -> Result<()> {
     if vm.run("test -e /sys/power/disk", SOON)?.rc != Some(0) {
         bail!(Skip(
             "the guest's kernel has no hibernation (CONFIG_HIBERNATION)".into()

@@ -3,11 +3,12 @@
 //! A host that sends each message with every field out of range: refused, and the services go on.
 
 use anyhow::{ensure, Context, Result};
-use hvctl::{BackupOp, Command, CopyReply, IpSettings, KvpKind, KvpOp, KvpPool, Patch, Sending};
+use hvctl::{BackupOp, CopyReply, IpSettings, KvpKind, KvpOp, KvpPool, Patch, Sending};
 
-use super::{backup_how, config, guest, kvp_how, sending, status_is, Daemons, Running, FAIL};
+use super::copy::Copy;
+use super::{backup_how, config, guest, kvp_how, sending, status_is, Running, FAIL};
 use crate::runner::{Ctx, Scenario};
-use crate::vm::{Vm, SOON};
+use crate::vm::Vm;
 use crate::Drivers;
 
 pub fn scenarios() -> Vec<Scenario> {
@@ -110,24 +111,14 @@ fn attacks() -> Vec<Attack> {
 }
 
 fn copy(vm: &Vm, file: &str, directory: &str, how: Sending) -> Result<CopyReply> {
-    let value = vm.host().call(Command::Copy {
-        file: file.into(),
-        directory: directory.into(),
-        name: "copied".into(),
-        overwrite: false,
-        create_path: false,
-        cancel_after: None,
-        how,
-    })?;
-    serde_json::from_value(value).context("answer to copy")
+    Copy::new(file, directory, "copied").send(vm, how)
 }
 
 fn hostile(ctx: &Ctx) -> Result<()> {
     guest(ctx, config(ctx), |vm| {
         let mut daemons = Vec::new();
         for service in ["kvp", "vss", "fcopy"] {
-            daemons.push(Running::start(vm, &Daemons::Ours.command(service))?);
-            vm.host().wait_negotiated(service, SOON)?;
+            daemons.push(Running::serving(vm, service)?);
         }
         let mut count = 0;
         for (op, how) in attacks() {
@@ -167,6 +158,26 @@ fn hostile(ctx: &Ctx) -> Result<()> {
             status_is(&what, reply.status, FAIL)?;
             count += 1;
         }
+        // A host that goes on and on does not fill the log.
+        let mark = vm.log_mark()?;
+        let again = || KvpOp::Get {
+            pool: KvpPool::External,
+            key: "k".into(),
+        };
+        let flood = ctx.count(5000, 300);
+        for _ in 0..flood {
+            status_is(
+                "flood",
+                kvp_how(vm, again(), patched(1, "05"))?.status,
+                FAIL,
+            )?;
+        }
+        let lines = vm.log_since(mark)?;
+        let lines = lines
+            .iter()
+            .filter(|line| line.text.contains("unknown pool"))
+            .count();
+        ensure!(lines * 3 < flood, "{lines} lines for {flood} messages");
         // All alive.
         let one = KvpOp::Enumerate {
             pool: KvpPool::Auto,
@@ -188,7 +199,9 @@ fn hostile(ctx: &Ctx) -> Result<()> {
         for daemon in daemons {
             daemon.kill()?;
         }
-        ctx.figure(format!("{count} messages refused"));
+        ctx.figure(format!(
+            "{count} messages refused; {lines} lines of log for {flood} more"
+        ));
         Ok(())
     })
 }

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0-only OR MIT
+
+//! Drivers and daemons that come and go: hibernation, drivers unbound and bound, daemons killed and started anew.
+
+use anyhow::{ensure, Context, Result};
+use hvctl::{BackupOp, KvpKind, KvpOp, KvpPool};
+
+use super::backup::{place, until_served, writable};
+use super::{backup, config, debian, guest, kvp, status_is, Running};
+use crate::disks::{Disk, Scratch};
+use crate::runner::{equal, Ctx, Scenario};
+use crate::scenarios::power::{can_sleep, prepare, SWAP_BYTES};
+use crate::vm::{Vm, BOOT_LIMIT, SOON};
+
+pub fn scenarios() -> Vec<Scenario> {
+    let mut all = Vec::from(Scenario::both(
+        "hibernate",
+        "hibernation with file systems frozen for a backup: thawed after it, and the same daemons go on",
+        hibernate,
+    ));
+    all.extend(Scenario::both(
+        "rebind",
+        "the driver leaves its devices, with file systems frozen, and takes them again: thawed, and the same daemons go on; daemons are killed and others go on",
+        rebind,
+    ));
+    all
+}
+
+/// The two daemons that are always there, and a file system to freeze.
+struct Served<'a> {
+    vm: &'a Vm,
+    kvp: Running<'a>,
+    vss: Running<'a>,
+}
+
+impl<'a> Served<'a> {
+    fn start(vm: &'a Vm, disk: &str) -> Result<Self> {
+        let dir = place("ext4");
+        debian(
+            vm,
+            &format!(
+                "set -e; mkfs.ext4 -q /dev/{disk}; mkdir -p {dir}; mount -t ext4 /dev/{disk} {dir}"
+            ),
+        )?;
+        let served = Self {
+            vm,
+            kvp: Running::serving(vm, "kvp")?,
+            vss: Running::serving(vm, "vss")?,
+        };
+        set(vm, "before", "1")?;
+        Ok(served)
+    }
+
+    /// Both services work, with the daemons that were there from the beginning.
+    fn work(&self, what: &str) -> Result<()> {
+        for service in ["kvp", "vss"] {
+            self.vm
+                .host()
+                .wait_negotiated(service, SOON)
+                .with_context(|| format!("{service} {what}"))?;
+        }
+        for daemon in [&self.kvp, &self.vss] {
+            self.vm
+                .sh(&format!("test -d /proc/{}", daemon.pid))
+                .with_context(|| format!("a daemon has ended {what}"))?;
+        }
+        equal(what, get(self.vm, "before")?.as_deref(), Some("1"))?;
+        set(self.vm, "after", what)?;
+        until_served(self.vm)?;
+        status_is("freeze", backup(self.vm, BackupOp::Freeze)?.status, 0)?;
+        ensure!(
+            !writable(self.vm, "ext4", std::time::Duration::from_millis(300))?,
+            "not frozen {what}"
+        );
+        status_is("thaw", backup(self.vm, BackupOp::Thaw)?.status, 0)?;
+        ensure!(writable(self.vm, "ext4", SOON)?, "not thawed {what}");
+        Ok(())
+    }
+
+    fn end(self) -> Result<()> {
+        self.kvp.kill()?;
+        self.vss.kill()?;
+        self.vm.sh("umount /debian/run/fs/ext4").map(drop)
+    }
+}
+
+fn set(vm: &Vm, key: &str, value: &str) -> Result<()> {
+    let op = KvpOp::Set {
+        pool: KvpPool::External,
+        key: key.into(),
+        value: value.into(),
+        kind: KvpKind::Text,
+    };
+    status_is("set", kvp(vm, op)?.status, 0)
+}
+
+fn get(vm: &Vm, key: &str) -> Result<Option<String>> {
+    let op = KvpOp::Enumerate {
+        pool: KvpPool::External,
+        index: None,
+    };
+    let reply = kvp(vm, op)?;
+    status_is("enumerate", reply.status, 0)?;
+    Ok(reply
+        .pairs
+        .into_iter()
+        .find(|pair| pair.key == key)
+        .map(|pair| pair.value))
+}
+
+fn hibernate(ctx: &Ctx) -> Result<()> {
+    let swap = Scratch::blank(&ctx.env.scratch(), SWAP_BYTES)?;
+    let image = Scratch::blank(&ctx.env.scratch(), 64 << 20)?;
+    let config = can_sleep(config(ctx).disk(Disk::file(image.path(), 0)), swap.path());
+    guest(ctx, config, |vm| {
+        let disk = super::super::storage::block(vm, "scsi0", 0)?;
+        let served = Served::start(vm, &disk)?;
+        prepare(vm, "test_resume")?;
+        served.work("before hibernation")?;
+        for frozen in ctx.count(vec![false, true], vec![true]) {
+            if frozen {
+                // Without, Linux' `filesystems_thaw()` warns of each file system that was frozen before.
+                vm.sh("echo 1 > /sys/power/freeze_filesystems")?;
+                status_is("freeze", backup(vm, BackupOp::Freeze)?.status, 0)?;
+            }
+            let out = vm.run("echo disk > /sys/power/state", BOOT_LIMIT)?;
+            equal("status of the hibernation", out.rc, Some(0))?;
+            vm.host()
+                .wait_connected(BOOT_LIMIT)
+                .context("the guest did not connect again")?;
+            ensure!(
+                writable(vm, "ext4", SOON)?,
+                "still frozen after hibernation"
+            );
+            served.work("after hibernation")?;
+        }
+        served.end()
+    })
+}
+
+fn rebind(ctx: &Ctx) -> Result<()> {
+    let image = Scratch::blank(&ctx.env.scratch(), 64 << 20)?;
+    let config = config(ctx).disk(Disk::file(image.path(), 0));
+    guest(ctx, config, |vm| {
+        let disk = super::super::storage::block(vm, "scsi0", 0)?;
+        let served = Served::start(vm, &disk)?;
+        // The module itself stays while a daemon has its device open.
+        let mut devices = Vec::new();
+        for service in ["vss", "kvp"] {
+            devices.push(vm.host().channel(service)?.instance);
+        }
+        for _ in 0..ctx.count(20, 2) {
+            status_is("freeze", backup(vm, BackupOp::Freeze)?.status, 0)?;
+            for device in &devices {
+                vm.sh(&format!(
+                    "echo {device} > /sys/bus/vmbus/drivers/hv_utils/unbind"
+                ))?;
+            }
+            ensure!(
+                writable(vm, "ext4", SOON)?,
+                "still frozen without the driver"
+            );
+            for device in &devices {
+                vm.sh(&format!(
+                    "echo {device} > /sys/bus/vmbus/drivers/hv_utils/bind"
+                ))?;
+            }
+            served.work("after the driver's return")?;
+        }
+        // The one dies and the next one is started, by systemd for example.
+        let mut served = served;
+        for _ in 0..ctx.count(20, 3) {
+            let Served { kvp, vss, .. } = served;
+            kvp.kill()?;
+            vss.kill()?;
+            served = Served {
+                vm,
+                kvp: Running::serving(vm, "kvp")?,
+                vss: Running::serving(vm, "vss")?,
+            };
+            served.work("after a restart")?;
+        }
+        served.end()
+    })
+}

@@ -88,14 +88,26 @@ pub fn transfer(stage: &mut Stage) -> Result<String> {
     say(format!("fetched: sent with {here}"));
     say(format!("     arrived with {there}"));
     equal("SHA-256 of what was fetched", there, here.as_str())?;
+    // busybox' wget takes what it posts for a text, which ends at the first zero.
     let back = vm.run(
-        &format!("wget -q -O /dev/null --post-file /tmp/data {url}/up; rm /tmp/data"),
+        &format!(
+            "tr '\\000' x < /tmp/data > /tmp/back && rm /tmp/data && sha256sum < /tmp/back && \
+             wget -q -O /dev/null --post-file /tmp/back {url}/up; rc=$?; rm /tmp/back; exit $rc"
+        ),
         COMMAND_LIMIT * 3,
     )?;
     ensure!(back.rc == Some(0), "sending: {}", describe(&back));
+    let text = back.stdout.text();
+    let there = text.split_whitespace().next().unwrap_or_default();
     let upload = web.upload(SOON)?;
-    say(format!("sent back: arrived with {}", upload.sha256));
-    equal("SHA-256 of what was sent", upload.sha256, here)?;
+    say(format!("sent back with {there}"));
+    say(format!("  arrived with {}", upload.sha256));
+    equal("bytes that were sent back", upload.bytes, SIZE)?;
+    equal(
+        "SHA-256 of what was sent back",
+        upload.sha256.as_str(),
+        there,
+    )?;
     Ok(format!(
         "{} MiB each way, SHA-256 equal at both ends",
         SIZE >> 20

@@ -211,6 +211,8 @@ fn boot(stage: &mut Stage) -> Result<String> {
     if stage.options.network {
         let network = stage.network.insert(network::Network::start()?);
         config.nics = network.nics();
+        // iperf3 is in the Debian image.
+        config.tools = true;
     }
     let vm = Vm::boot(stage.env, config)?;
     let hello = vm.agent.hello(1, SOON)?;

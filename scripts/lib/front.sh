@@ -189,7 +189,7 @@ wants_debian() {
 	local arg previous='' suites=0
 	case $1 in
 	hv-demo)
-		[[ " ${ARGS[*]-} " == *" --disk "* ]]
+		[[ " ${ARGS[*]-} " == *" --disk "* || " ${ARGS[*]-} " == *" --network "* ]]
 		return
 		;;
 	hv-vm)

@@ -9,7 +9,7 @@ use crate::env::TempDir;
 use crate::net::{dhcp, Backend, IperfReport, IperfServer, Nic, Passt, Web, GATEWAY, PREFIX6};
 use crate::runner::equal;
 use crate::scenarios::network::interface;
-use crate::scenarios::programs::until_in_guest;
+use crate::scenarios::programs::{tool, until_in_guest};
 use crate::vm::{describe, COMMAND_LIMIT, SOON};
 
 /// What the guest's card is plugged into.
@@ -117,6 +117,7 @@ pub fn transfer(stage: &mut Stage) -> Result<String> {
 pub fn speed(stage: &mut Stage) -> Result<String> {
     const SECONDS: u32 = 4;
     let vm = stage.vm()?;
+    vm.tools()?;
     let server = IperfServer::start()?;
     let mut figures = Vec::new();
     for (title, arguments) in [
@@ -125,12 +126,12 @@ pub fn speed(stage: &mut Stage) -> Result<String> {
         ("16 flows out", "-P 16"),
         ("16 flows in", "-P 16 -R"),
     ] {
-        let out = vm.run(
+        let out = tool(
+            vm,
             &format!(
                 "iperf3 -J -t {SECONDS} {arguments} -c {GATEWAY} -p {}",
                 server.port()
             ),
-            COMMAND_LIMIT,
         )?;
         let report = IperfReport::parse(&out.stdout.text())?;
         let sum = report.end.sum_received.context("iperf3 told no sum")?;

@@ -52,7 +52,7 @@ pub(crate) fn until_in_guest(vm: &Vm, condition: &str, limit: Duration) -> Resul
 }
 
 /// Runs a program of the Debian image in the guest.
-pub(super) fn tool(vm: &Vm, command: &str) -> Result<Output> {
+pub(crate) fn tool(vm: &Vm, command: &str) -> Result<Output> {
     tool_within(vm, command, IO_LIMIT)
 }
 

@@ -28,8 +28,8 @@ pub fn scenarios() -> Vec<Scenario> {
     )]
 }
 
-/// Quick ones, for CI.
-const SHORT: &[&str] = &["drivers/net/ping.py", "drivers/net/stats.py"];
+/// A quick one, for CI.
+const SHORT: &[&str] = &["drivers/net/ping.py"];
 
 /// All that mean something for a card without hardware filters, timestamps, device memory, IPsec or devlink.
 const FULL: &[&str] = &[

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{config, guest, installed, sending, status_is, Daemons, Running, FAIL};
 use crate::disks::Scratch;
+use crate::net::hex;
 use crate::runner::{equal, Ctx, Scenario};
 use crate::vm::{Vm, SOON};
 use crate::Drivers;
@@ -95,8 +96,7 @@ fn content(len: usize) -> Vec<u8> {
 }
 
 fn sha256(file: &Scratch) -> Result<String> {
-    let sum = Sha256::digest(std::fs::read(file.path())?);
-    Ok(sum.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(Sha256::digest(std::fs::read(file.path())?).as_slice()))
 }
 
 fn copies(ctx: &Ctx, daemons: Daemons) -> Result<()> {

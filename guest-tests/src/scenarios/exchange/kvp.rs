@@ -6,14 +6,15 @@ use anyhow::{ensure, Context, Result};
 use hvctl::{KvpKind, KvpOp, KvpPair, KvpPool};
 
 use super::{
-    config, debian, guest, installed, kvp, status_is, Daemons, Running, NO_ADAPTER, NO_MORE,
+    config, debian, guest, installed, kvp, status_is, with_devices, Daemons, Running, NO_ADAPTER,
+    NO_MORE,
 };
 use crate::runner::{equal, Ctx, Scenario};
 use crate::vm::{Vm, SOON};
 use crate::Drivers;
 
 pub fn scenarios() -> Vec<Scenario> {
-    Daemons::ALL
+    let mut all: Vec<_> = Daemons::ALL
         .into_iter()
         .flat_map(|daemons| {
             let whose = match daemons {
@@ -26,7 +27,37 @@ pub fn scenarios() -> Vec<Scenario> {
                 move |ctx| operations(ctx, daemons),
             )
         })
-        .collect()
+        .collect();
+    all.extend(Scenario::both(
+        "kvp-old",
+        "hosts that speak key-value pairs up to 3.0 and 1.0",
+        old_hosts,
+    ));
+    all
+}
+
+fn old_hosts(ctx: &Ctx) -> Result<()> {
+    for (max, framework, agreed) in [("3.0", "3.0", "3.0/3.0"), ("1.0", "1.0", "1.0/1.0")] {
+        let config = ctx.config_for(max, ctx.drivers);
+        let config = with_devices(config, &format!("kvp:max={max}:framework={framework}"));
+        guest(ctx, config, |vm| {
+            let daemon = Running::serving(vm, "kvp")?;
+            equal(
+                "versions",
+                vm.host().channel("kvp")?.agreed.as_deref(),
+                Some(agreed),
+            )?;
+            let auto = enumerate(vm, KvpPool::Auto)?;
+            let keys: Vec<_> = auto.iter().map(|pair| pair.key.as_str()).collect();
+            equal("keys about the guest", keys, AUTO_KEYS.to_vec())?;
+            set(vm, "key", "value", KvpKind::Text)?;
+            let pairs = enumerate(vm, KvpPool::External)?;
+            equal("key", value_of(&pairs, "key").as_deref(), Some("value"))?;
+            status_is("delete", delete(vm, "key")?, 0)?;
+            daemon.kill().map(drop)
+        })?;
+    }
+    Ok(())
 }
 
 /// Keys that every guest tells (Linux: `enum hv_kvp_exchg_pool`'s table in `hyperv.h`).

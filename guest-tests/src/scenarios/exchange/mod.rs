@@ -30,19 +30,8 @@ pub fn scenarios() -> Vec<Scenario> {
     all.extend(hostile::scenarios());
     all.extend(lifecycle::scenarios());
     all.extend(units::scenarios());
-    all.into_iter()
-        .map(|test| {
-            if NOT_SEEN.contains(&test.name.as_str()) {
-                test.only_full("not seen to pass yet")
-            } else {
-                test
-            }
-        })
-        .collect()
+    all
 }
-
-/// Tests that were not seen to pass yet, by name; run with --full only.
-const NOT_SEEN: &[&str] = &["hibernate-c", "rebind-c", "units"];
 
 /// What a program of the daemons' side may take.
 const DAEMON_LIMIT: Duration = Duration::from_secs(600);
@@ -141,11 +130,13 @@ impl<'a> Running<'a> {
 
 /// A guest's configuration with the three devices.
 fn config(ctx: &Ctx) -> VmConfig {
-    let mut config = ctx.config().smp(2).storage().daemons();
-    for device in IC_DEVICES.into_iter().chain(["kvp", "vss", "fcopy"]) {
-        config = config.device(device);
-    }
-    config
+    with_devices(ctx.config(), "kvp")
+}
+
+/// The same, with arguments for the first of them.
+fn with_devices(config: VmConfig, kvp: &str) -> VmConfig {
+    let devices = IC_DEVICES.into_iter().chain([kvp, "vss", "fcopy"]);
+    devices.fold(config.smp(2).storage().daemons(), VmConfig::device)
 }
 
 /// A guest in its initramfs with the Debian image's programs, and places where daemons may write.

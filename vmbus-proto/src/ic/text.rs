@@ -91,12 +91,15 @@ impl<'a> Utf16<'a> {
 
 /// Writes `c` at `at`, leaving room for a NUL behind it; where the next one goes.
 fn put_utf8(field: &mut [u8], at: usize, c: char) -> Result<usize, TextError> {
-    let next = at.saturating_add(c.len_utf8());
+    // A buffer of which the compiler sees that it is large enough: with the field itself a panic would be left in the code.
+    let mut bytes = [0; 4];
+    let bytes = c.encode_utf8(&mut bytes).as_bytes();
+    let next = at.saturating_add(bytes.len());
     if next >= field.len() {
         return Err(TextError::TooLong);
     }
     let place = field.get_mut(at..next).ok_or(TextError::TooLong)?;
-    c.encode_utf8(place);
+    place.copy_from_slice(bytes);
     Ok(next)
 }
 

@@ -7,11 +7,11 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use hv_vmbus::{
     buffer::Buffer,
     channel::{CallbackMode, Endpoint, Handler},
-    services::cpu,
+    services::{cpu, once::Once},
 };
 use kernel::{
     prelude::*,
-    sync::{Arc, SetOnce},
+    sync::Arc,
 };
 use vmbus_proto::net::nvsp::NvspVersion;
 
@@ -37,8 +37,8 @@ pub(crate) struct Link {
     pub(crate) control: Control,
     version: AtomicU32,
     /// The receive buffer. What the host names as received must lie in it.
-    pub(crate) receive: SetOnce<Buffer>,
-    pub(crate) sections: SetOnce<Sections>,
+    pub(crate) receive: Once<Buffer>,
+    pub(crate) sections: Once<Sections>,
     /// Packets that one message to the host may carry, and what each of them is aligned to.
     pub(crate) max_packets: AtomicU32,
     pub(crate) alignment: AtomicU32,
@@ -61,8 +61,8 @@ impl Link {
                 interface,
                 control <- control,
                 version: AtomicU32::new(0),
-                receive: SetOnce::new(),
-                sections: SetOnce::new(),
+                receive: Once::new(),
+                sections: Once::new(),
                 max_packets: AtomicU32::new(1),
                 alignment: AtomicU32::new(8),
                 queues: AtomicU32::new(1),
@@ -87,7 +87,7 @@ pub(crate) struct Queue {
     pub(crate) index: u16,
     pub(crate) link: Arc<Link>,
     /// The channel, from when it is open on.
-    pub(crate) endpoint: SetOnce<Endpoint>,
+    pub(crate) endpoint: Once<Endpoint>,
     pub(crate) txq: TxQueue,
     pub(crate) tx: TxCell<TxState>,
     pub(crate) in_flight: InFlight,
@@ -105,7 +105,7 @@ impl Queue {
         let this = Self {
             index,
             link: link.clone(),
-            endpoint: SetOnce::new(),
+            endpoint: Once::new(),
             txq,
             tx,
             in_flight: InFlight::new(MAX_IN_FLIGHT)?,
@@ -124,7 +124,7 @@ impl Queue {
     /// CPU that the host interrupts for the queue.
     pub(crate) fn cpu(&self) -> u32 {
         self.endpoint
-            .as_ref()
+            .get()
             .map_or_else(cpu::current, |endpoint| endpoint.sender().target_cpu())
     }
 

@@ -6,10 +6,12 @@
 //! copied, checked and used in the copy, and a frame is copied once, into the packet that the stack gets.
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 use hv_vmbus::{
     buffer::{Buffer, BufferSlice},
-    channel::{Endpoint, InRing, PacketFlags, PacketType, SendError, WriteError},
+    channel::{
+        load_word, Endpoint, InRing, PacketFlags, PacketType, PacketView, SendError, Taken, WriteError,
+    },
     log::Show,
     ratelimited,
 };
@@ -19,7 +21,7 @@ use vmbus_proto::net::{
         rndis_complete_word, MessageType, Notice, NvspStatus, MAX_TABLE_MESSAGE,
         MAX_TRANSFER_RANGES, RECEIVE_BUFFER_ID,
     },
-    packet::{BadPacket, PacketInfo, Receiver, RxChecksum, ETHERNET_HEADER_SIZE},
+    packet::{BadPacket, PacketId, PacketInfo, Receiver, RxChecksum, ETHERNET_HEADER_SIZE},
     rndis::{HostMessage, LinkEvent},
     ReceivedPacket,
 };
@@ -60,9 +62,22 @@ pub(crate) struct RxState {
     coalesced: Coalesced,
     /// Private copies of messages that are no frames.
     scratch: KVec<u8>,
-    /// What the byte queue limit is to hear of.
-    sent_packets: u32,
-    sent_bytes: u32,
+    tally: Tally,
+}
+
+/// What a poll has counted.
+#[derive(Default)]
+struct Tally {
+    /// Messages whose packets were sent.
+    messages: u32,
+    /// Those of them that the byte queue limit does not know of.
+    unlimited_messages: u32,
+    unlimited_bytes: u64,
+    tx_packets: u64,
+    tx_bytes: u64,
+    rx_packets: u64,
+    rx_bytes: u64,
+    rx_multicast: u64,
 }
 
 impl RxState {
@@ -77,8 +92,7 @@ impl RxState {
                 info: PacketInfo::NONE,
             },
             scratch,
-            sent_packets: 0,
-            sent_bytes: 0,
+            tally: Tally::default(),
         })
     }
 }
@@ -108,7 +122,7 @@ impl Poller for Queue {
 
     fn poll(&self, state: &mut RxState, napi: &mut Poll<'_>) -> u32 {
         let budget = napi.budget();
-        let Some(endpoint) = self.endpoint.as_ref() else {
+        let Some(endpoint) = self.endpoint.get() else {
             // Not open yet; who opens it has it polled then. Interrupts stay masked.
             if budget != 0 {
                 napi.complete(0);
@@ -121,30 +135,30 @@ impl Poller for Queue {
         };
         rx.mask_interrupts();
         let mut done = 0;
-        let mut left = budget * MESSAGES;
+        let mut left = budget.wrapping_mul(MESSAGES);
         let mut drained = false;
         let mut broken = false;
         while done < budget && left != 0 {
             if state.completions.len() == COMPLETIONS && !self.send_completions(state, endpoint) {
                 break;
             }
-            match rx.next_with(|message| self.on_message(message, state, napi)) {
-                Ok(Some(packets)) => done += packets,
-                Ok(None) => {
+            left = left.wrapping_sub(1);
+            match rx.take(|packet| self.on_packet(packet, state, napi)) {
+                Taken::Yes(packets) => done = packets.saturating_add(done),
+                Taken::Empty => {
                     drained = true;
                     break;
                 }
-                Err(_) => {
-                    broken = true;
-                    break;
+                Taken::Left => {
+                    let other = rx.next_with(|message| self.on_message(message, state));
+                    if other.is_err() {
+                        broken = true;
+                        break;
+                    }
                 }
             }
-            left -= 1;
         }
-        if state.sent_bytes != 0 {
-            self.txq.completed(state.sent_packets, state.sent_bytes);
-            (state.sent_packets, state.sent_bytes) = (0, 0);
-        }
+        self.count(&mut state.tally);
         self.wake(endpoint);
         if broken {
             // The bus has logged why. Nothing more can be had from the channel.
@@ -171,7 +185,27 @@ impl Poller for Queue {
 
 impl Queue {
     /// Sends the completions of received packets. False: not all of them, for want of room.
+    #[inline]
     fn send_completions(&self, state: &mut RxState, endpoint: &Endpoint) -> bool {
+        if let Some(mut sending) = endpoint.sender().begin() {
+            let mut ring = sending.ring();
+            let all = state.completions.iter().all(|(id, status)| {
+                let word = [rndis_complete_word(*status)];
+                ring.put_words(0, PacketType::COMPLETION, PacketFlags::empty(), *id, word)
+            });
+            if all {
+                sending.commit();
+                state.completions.clear();
+                return true;
+            }
+        }
+        // None was sent.
+        self.send_some_completions(state, endpoint)
+    }
+
+    /// Sends as many completions as there is room for.
+    #[cold]
+    fn send_some_completions(&self, state: &mut RxState, endpoint: &Endpoint) -> bool {
         let mut count = 0;
         let sent = endpoint.sender().send_with(|ring| {
             for (id, status) in &state.completions {
@@ -213,35 +247,71 @@ impl Queue {
         }
     }
 
-    /// Takes a message from the ring. Returns how many packets were received by it.
-    #[inline]
-    fn on_message(&self, message: &InRing<'_>, state: &mut RxState, napi: &mut Poll<'_>) -> u32 {
-        let descriptor = message.descriptor();
-        match descriptor.packet_type {
+    /// Takes what comes often: messages about packets, received or sent. Returns how many packets were received by it; `None` for all
+    /// else.
+    #[inline(always)]
+    fn on_packet(
+        &self,
+        packet: &PacketView<'_>,
+        state: &mut RxState,
+        napi: &mut Poll<'_>,
+    ) -> Option<u32> {
+        match packet.packet_type() {
             PacketType::DATA_USING_XFER_PAGES => {
-                let Some((packets, status)) = self.on_transfer(message, state, napi) else {
+                let Some((packets, status)) = self.on_transfer(packet, state, napi) else {
                     // Not such a message, so that no sections are to be given back.
                     self.malformed();
-                    return 0;
+                    return Some(0);
                 };
-                let done = (descriptor.transaction_id, status);
+                let done = (packet.transaction_id(), status);
                 // There is room: looked for before.
                 let _ = state.completions.push_within_capacity(done);
-                packets
+                Some(packets)
             }
-            PacketType::COMPLETION => {
-                self.on_completion(message, state, napi);
-                0
-            }
-            PacketType::DATA_INBAND => {
-                self.on_notice(message, state);
-                0
-            }
-            _ => {
-                self.malformed();
-                0
-            }
+            PacketType::COMPLETION => self.on_sent(packet, state, napi).then_some(0),
+            _ => None,
         }
+    }
+
+    /// Takes what comes seldom.
+    #[cold]
+    fn on_message(&self, message: &InRing<'_>, state: &mut RxState) {
+        let descriptor = message.descriptor();
+        match descriptor.packet_type {
+            PacketType::COMPLETION => {
+                let len = message.copy_payload(&mut state.scratch);
+                let payload = state.scratch.get(..len).unwrap_or(&[]);
+                let id = descriptor.transaction_id;
+                if !self.link.control.on_completion(id, payload) {
+                    self.malformed();
+                }
+            }
+            PacketType::DATA_INBAND => self.on_notice(message, state),
+            _ => self.malformed(),
+        }
+    }
+
+    /// Adds up what a poll has counted.
+    #[inline]
+    fn count(&self, tally: &mut Tally) {
+        if tally.messages != 0 {
+            let limited = tally.messages.saturating_sub(tally.unlimited_messages);
+            if limited != 0 {
+                let bytes = tally.tx_bytes.saturating_sub(tally.unlimited_bytes);
+                // A poll takes less than 2^32 bytes: some hundred messages.
+                self.txq.completed(limited, bytes as u32);
+            }
+            let stats = self.stats();
+            stats.tx_packets.add(tally.tx_packets);
+            stats.tx_bytes.add(tally.tx_bytes);
+        }
+        if tally.rx_packets != 0 {
+            let stats = self.stats();
+            stats.rx_packets.add(tally.rx_packets);
+            stats.rx_bytes.add(tally.rx_bytes);
+            stats.rx_multicast.add(tally.rx_multicast);
+        }
+        *tally = Tally::default();
     }
 
     /// The host broke the rules. Counted; the log would be a way to fill the guest's disk.
@@ -250,36 +320,34 @@ impl Queue {
         self.link.shared.eth.rx_malformed.bump();
     }
 
-    #[inline]
-    fn on_completion(&self, message: &InRing<'_>, state: &mut RxState, napi: &mut Poll<'_>) {
-        let id = message.descriptor().transaction_id;
-        let word = message.words::<1>(0);
-        let is_packet =
-            word.is_some_and(|[word]| word as u32 == MessageType::SEND_RNDIS_PKT_COMPLETE.0);
-        if is_packet {
-            if let Some(done) = self.in_flight.take(id) {
-                let note = Note::from_u64(done.note);
-                if let Some(sections) = self.link.sections.as_ref() {
-                    sections.free(note.section);
-                }
-                let stats = self.stats();
-                stats.tx_packets.add(note.packets.into());
-                stats.tx_bytes.add(note.bytes.into());
-                if note.limited {
-                    state.sent_packets += 1;
-                    state.sent_bytes = state.sent_bytes.saturating_add(note.bytes);
-                }
-                if let Some(skb) = done.skb {
-                    skb.consume(napi.budget());
-                }
-                return;
-            }
+    /// Takes the completion of packets that were sent; false if it is that of something else.
+    #[inline(always)]
+    fn on_sent(&self, packet: &PacketView<'_>, state: &mut RxState, napi: &mut Poll<'_>) -> bool {
+        let [word, ..] = packet.payload() else {
+            return false;
+        };
+        if load_word(word) as u32 != MessageType::SEND_RNDIS_PKT_COMPLETE.0 {
+            return false;
         }
-        let len = message.copy_payload(&mut state.scratch);
-        let payload = state.scratch.get(..len).unwrap_or(&[]);
-        if !self.link.control.on_completion(id, payload) {
-            self.malformed();
+        let Some(done) = self.in_flight.take(packet.transaction_id()) else {
+            return false;
+        };
+        let note = Note::from_u64(done.note);
+        if let Some(sections) = self.link.sections.get() {
+            sections.free(note.section);
         }
+        let tally = &mut state.tally;
+        tally.messages = tally.messages.wrapping_add(1);
+        tally.tx_packets = tally.tx_packets.wrapping_add(note.packets.into());
+        tally.tx_bytes = tally.tx_bytes.wrapping_add(note.bytes.into());
+        if !note.limited {
+            tally.unlimited_messages = tally.unlimited_messages.wrapping_add(1);
+            tally.unlimited_bytes = tally.unlimited_bytes.wrapping_add(note.bytes.into());
+        }
+        if let Some(skb) = done.skb {
+            skb.consume(napi.budget());
+        }
+        true
     }
 
     #[cold]
@@ -301,42 +369,31 @@ impl Queue {
     }
 
     /// Takes a message about received packets. Returns how many these are, and what to tell the host; `None` when it is malformed.
-    #[inline]
+    #[inline(always)]
     fn on_transfer(
         &self,
-        message: &InRing<'_>,
+        packet: &PacketView<'_>,
         state: &mut RxState,
         napi: &mut Poll<'_>,
     ) -> Option<(u32, NvspStatus)> {
-        const HEADER: u32 = 16;
-        const FIRST: u32 = 24;
-        // Behind the descriptor: the header, and the first range.
-        let (Some([header, first]), Some([kind]), Some(buffer)) = (
-            message.raw_words::<2>(HEADER),
-            message.words::<1>(0),
-            self.link.receive.as_ref(),
-        ) else {
+        // Behind the descriptor: the header, and the ranges.
+        let ([header, ranges @ ..], [kind, ..], Some(buffer)) =
+            (packet.extra(), packet.payload(), self.link.receive.get())
+        else {
             return None;
         };
+        let header = load_word(header);
         let count = (header >> 32) as u32;
-        let room = message.descriptor().payload_offset().saturating_sub(FIRST) / 8;
+        let ranges: &[AtomicU64] = ranges.get(..count as usize)?;
         let good = header as u16 == RECEIVE_BUFFER_ID
-            && kind as u32 == MessageType::SEND_RNDIS_PKT.0
-            && count <= room
-            && count != 0;
+            && load_word(kind) as u32 == MessageType::SEND_RNDIS_PKT.0
+            && !ranges.is_empty();
         if !good {
             return None;
         }
         let mut status = NvspStatus::SUCCESS;
-        let mut range = first;
-        for i in 0..count {
-            if i != 0 {
-                // Inside the packet: `count` was checked.
-                match message.raw_words::<1>(FIRST + 8 * i) {
-                    Some([next]) => range = next,
-                    None => break,
-                }
-            }
+        for range in ranges {
+            let range = load_word(range);
             let (len, offset) = (range as u32, (range >> 32) as u32);
             if self.on_range(buffer, offset, len, state, napi).is_err() {
                 state.coalesced.clear();
@@ -353,7 +410,7 @@ impl Queue {
     }
 
     /// Takes the RNDIS message in `len` bytes of the receive buffer from `offset` on.
-    #[inline]
+    #[inline(always)]
     fn on_range(
         &self,
         buffer: &Buffer,
@@ -371,32 +428,30 @@ impl Queue {
             Err(e) => return self.on_other(e, memory, state),
         };
         let start = packet.data_offset;
-        if packet.info.id().is_some_and(|id| id.is_part()) {
-            return self.on_part(buffer, offset, &packet, state, napi);
+        if let Some(id) = packet.info.id().filter(|id| id.is_part()) {
+            return self.on_part(buffer, offset, &packet, id, state, napi);
         }
         if !state.coalesced.parts.is_empty() {
             state.coalesced.clear();
             self.malformed();
         }
         match memory.slice(start as usize, packet.data_len as usize) {
-            Some(frame) => self.on_frame(frame, &packet.info, napi),
+            Some(frame) => self.on_frame(frame, &packet.info, &mut state.tally, napi),
             None => Err(()),
         }
     }
 
     /// Takes a part of a segment.
-    #[inline(never)]
+    #[inline(always)]
     fn on_part(
         &self,
         buffer: &Buffer,
         offset: u32,
         packet: &ReceivedPacket,
+        id: PacketId,
         state: &mut RxState,
         napi: &mut Poll<'_>,
     ) -> Outcome {
-        let Some(id) = packet.info.id() else {
-            return Err(());
-        };
         let coalesced = &mut state.coalesced;
         if id.is_first() {
             coalesced.clear();
@@ -413,12 +468,19 @@ impl Queue {
         if !id.is_last() {
             return Ok(());
         }
-        let result = self.deliver_parts(buffer, coalesced, napi);
+        let result = self.deliver_parts(buffer, coalesced, &mut state.tally, napi);
         coalesced.clear();
         result
     }
 
-    fn deliver_parts(&self, buffer: &Buffer, parts: &Coalesced, napi: &mut Poll<'_>) -> Outcome {
+    #[inline(never)]
+    fn deliver_parts(
+        &self,
+        buffer: &Buffer,
+        parts: &Coalesced,
+        tally: &mut Tally,
+        napi: &mut Poll<'_>,
+    ) -> Outcome {
         if !self.link.shared.is_receiving() {
             return Err(());
         }
@@ -439,17 +501,23 @@ impl Queue {
                 return Err(());
             }
         }
-        self.deliver(packet, parts.bytes, &parts.info, napi)
+        self.deliver(packet, parts.bytes, &parts.info, tally, napi)
     }
 
     /// Takes a frame.
-    #[inline]
-    fn on_frame(&self, frame: BufferSlice<'_>, info: &PacketInfo, napi: &mut Poll<'_>) -> Outcome {
+    #[inline(always)]
+    fn on_frame(
+        &self,
+        frame: BufferSlice<'_>,
+        info: &PacketInfo,
+        tally: &mut Tally,
+        napi: &mut Poll<'_>,
+    ) -> Outcome {
         if !self.link.shared.is_receiving() {
             return Err(());
         }
         if self.xdp.load(Ordering::Relaxed) {
-            return self.on_xdp_frame(frame, info, napi);
+            return self.on_xdp_frame(frame, info, tally, napi);
         }
         let len = frame.len() as u32;
         let Some(mut packet) = napi.new_packet(len) else {
@@ -459,15 +527,16 @@ impl Queue {
         if !packet.append(frame) {
             return Err(());
         }
-        self.deliver(packet, len, info, napi)
+        self.deliver(packet, len, info, tally, napi)
     }
 
-    #[inline]
+    #[inline(always)]
     fn deliver(
         &self,
         packet: crate::net::packet::RxPacket,
         len: u32,
         info: &PacketInfo,
+        tally: &mut Tally,
         napi: &mut Poll<'_>,
     ) -> Outcome {
         let shared = &self.link.shared;
@@ -484,11 +553,10 @@ impl Queue {
             shared.eth.rx_dropped.bump();
             return Err(());
         };
-        let stats = self.stats();
-        stats.rx_packets.add(1);
-        stats.rx_bytes.add(len.into());
+        tally.rx_packets = tally.rx_packets.wrapping_add(1);
+        tally.rx_bytes = tally.rx_bytes.wrapping_add(len.into());
         if audience != Audience::Other {
-            stats.rx_multicast.add(1);
+            tally.rx_multicast = tally.rx_multicast.wrapping_add(1);
         }
         Ok(())
     }
@@ -499,6 +567,7 @@ impl Queue {
         &self,
         frame: BufferSlice<'_>,
         info: &PacketInfo,
+        tally: &mut Tally,
         napi: &mut Poll<'_>,
     ) -> Outcome {
         let stats = self.stats();
@@ -514,7 +583,7 @@ impl Queue {
             stats.rx_bytes.add(len.into());
         };
         match napi.run_xdp(page) {
-            Verdict::Pass(Some(packet)) => self.deliver(packet, len, info, napi),
+            Verdict::Pass(Some(packet)) => self.deliver(packet, len, info, tally, napi),
             Verdict::Pass(None) => {
                 self.link.shared.eth.rx_no_memory.bump();
                 Err(())

@@ -46,7 +46,7 @@ impl Sections {
     }
 
     /// Takes a free section. `near` spreads those who search.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(&self, near: usize) -> Option<u16> {
         let words = self.taken.len();
         let mut at = if near < words { near } else { 0 };
@@ -70,7 +70,7 @@ impl Sections {
     }
 
     /// Gives a section back that nobody uses any more. [`NONE`](Self::NONE) is ignored.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn free(&self, section: u16) {
         let section = u32::from(section);
         if section < self.count {
@@ -81,7 +81,7 @@ impl Sections {
     }
 
     /// A section's memory from `offset` on.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn slice(&self, section: u16, offset: u32) -> Option<BufferSlice<'_>> {
         let left = self.size.checked_sub(offset)?;
         // Less than 2^32 by the checks in `new`, if there is such a section; refused otherwise.

@@ -144,7 +144,7 @@ impl Parts {
                 Ok(client::Step::ShareReceive(bytes)) => {
                     let buffer = self.primary.share_buffer(bytes as usize)?;
                     let id = buffer.id();
-                    link.receive.populate(buffer);
+                    link.receive.set(buffer);
                     // Notices are understood by it, and may come as soon as the host has the buffer.
                     link.set_version(client.version());
                     client.shared(id)
@@ -167,7 +167,7 @@ impl Parts {
             agreed.send.size,
             agreed.send.count.min(u32::from(u16::MAX) - 1),
         )?;
-        link.sections.populate(sections);
+        link.sections.set(sections);
         Ok(agreed)
     }
 
@@ -276,7 +276,7 @@ impl Session {
             }
         };
         if let Some(queue) = queues.first() {
-            queue.endpoint.populate(primary.endpoint());
+            queue.endpoint.set(primary.endpoint());
         }
         // What came before the endpoint was known.
         napi.schedule();
@@ -325,12 +325,12 @@ impl Session {
     /// The primary channel's ends.
     pub(crate) fn endpoint(&self) -> Result<&Endpoint> {
         let first = self.queues.first().ok_or(ENODEV)?;
-        first.endpoint.as_ref().ok_or(ENODEV)
+        first.endpoint.get().ok_or(ENODEV)
     }
 
     /// Queues that have a channel: those before the first that has none.
     pub(crate) fn usable_queues(&self) -> u32 {
-        let usable = |queue: &&Arc<Queue>| queue.endpoint.as_ref().is_some();
+        let usable = |queue: &&Arc<Queue>| queue.endpoint.get().is_some();
         self.queues.iter().take_while(usable).count() as u32
     }
 
@@ -374,7 +374,7 @@ impl Session {
         let (Some(queue), Some(napi)) = (self.queues.get(index), self.napis.get(index)) else {
             return;
         };
-        if index == 0 || queue.endpoint.as_ref().is_some() {
+        if index == 0 || queue.endpoint.get().is_some() {
             return;
         }
         let signal = Ok::<_, Error>(Signal { napi: napi.clone() });
@@ -387,7 +387,7 @@ impl Session {
             }
             channels.subs.push(channel, GFP_KERNEL)?;
             drop(channels);
-            queue.endpoint.populate(endpoint);
+            queue.endpoint.set(endpoint);
             Ok(())
         });
         match added {
@@ -450,7 +450,7 @@ impl Session {
             let idle = self.queues.iter().all(|queue| {
                 queue
                     .endpoint
-                    .as_ref()
+                    .get()
                     .is_none_or(|endpoint| endpoint.is_idle() || endpoint.is_rescinded())
             });
             if idle {

@@ -12,7 +12,7 @@ use core::sync::atomic::Ordering;
 use hv_vmbus::{
     buffer::BufferWriter,
     channel::{
-        Endpoint, GpaRangeHeader, PacketFlags, PacketType, RingProducer, SendError, WriteError,
+        Endpoint, GpaRun, PacketFlags, PacketType, RingProducer, SendError, WriteError,
     },
     ratelimited,
 };
@@ -24,10 +24,10 @@ use vmbus_proto::net::{
 
 use crate::{
     net::{
-        packet::{HeadRoom, Skb},
+        packet::{Runs, Skb},
         queue::TxControl,
         xdp::FrameBytes,
-        Range, TxFlags, TxHeld, TxPacket,
+        TxFlags, TxHeld, TxPacket,
     },
     queue::Queue,
     sections::Sections,
@@ -38,9 +38,6 @@ pub(crate) const HEADROOM: u32 = (MAX_HEADER_SIZE + 7) & !7;
 
 /// Pages that a message may name, the headers' among them: what hosts take (C: `MAX_PAGE_BUFFER_COUNT`).
 const MAX_PAGES: u32 = 32;
-/// Pieces of memory of a packet: its head and its fragments.
-const MAX_RANGES: usize = 18;
-
 /// A queue is stopped when less than one part in so many of the ring is free, and woken above twice that.
 const LOW_WATER: u32 = 10;
 const HIGH_WATER: u32 = 5;
@@ -107,8 +104,8 @@ struct Message<'a> {
     /// The section it is in, or begins in, and how much of it.
     section: u16,
     section_bytes: u32,
-    /// The rest: pieces, with the first page frame number of each.
-    ranges: &'a [(GpaRangeHeader, u64)],
+    /// The rest.
+    ranges: &'a [GpaRun],
     note: Note,
     /// Bytes that the byte queue limit is to hear of.
     limit: u32,
@@ -116,7 +113,7 @@ struct Message<'a> {
 
 impl Message<'_> {
     /// Writes the ring packet.
-    #[inline]
+    #[inline(always)]
     fn write(&self, ring: &mut RingProducer<'_>, id: u64) -> Result<(), WriteError> {
         let index = match self.section {
             Sections::NONE => NO_SECTION,
@@ -195,28 +192,121 @@ impl Queue {
     /// How to ask the host for the checksum; `None` when it does not fill in such.
     #[inline]
     fn checksum_flags(&self, flags: TxFlags) -> Option<u32> {
-        let kind = flags.of(TxFlags::IPV4 | TxFlags::IPV6 | TxFlags::TCP | TxFlags::UDP);
-        let (bit, what) = match kind {
-            TCP4 => (checksums::TCP4, TxChecksum::IPV4 | TxChecksum::TCP),
-            UDP4 => (checksums::UDP4, TxChecksum::IPV4 | TxChecksum::UDP),
-            TCP6 => (checksums::TCP6, TxChecksum::IPV6 | TxChecksum::TCP),
-            UDP6 => (checksums::UDP6, TxChecksum::IPV6 | TxChecksum::UDP),
-            _ => return None,
-        };
-        (self.link.checksums.load(Ordering::Relaxed) & bit != 0).then_some(what)
+        let what = checksums::kind(flags);
+        (self.link.checksums.load(Ordering::Relaxed) >> what & 1 != 0).then_some(what)
     }
 
     /// Sends a packet. See [`NetDriver::transmit`](crate::net::NetDriver::transmit).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn transmit<'p>(
+        &self,
+        packet: TxPacket<'p>,
+        held: &mut TxHeld<'_>,
+    ) -> Result<(), TxPacket<'p>> {
+        match self.transmit_short(packet, held) {
+            Ok(()) => Ok(()),
+            Err(packet) => self.transmit_any(packet, held),
+        }
+    }
+
+    /// The way of most packets, in the fewest instructions: alone, into a section of its own, with no more to tell the host than a
+    /// hash and a checksum. A packet that cannot go like this comes back, and nothing has happened: the long way tells why, or sends
+    /// it.
+    #[inline(always)]
+    fn transmit_short<'p>(
+        &self,
+        packet: TxPacket<'p>,
+        held: &mut TxHeld<'_>,
+    ) -> Result<(), TxPacket<'p>> {
+        const SPECIAL: u32 = TxFlags::VLAN | TxFlags::VLAN_INSIDE | TxFlags::GSO | TxFlags::MORE;
+        let flags = packet.flags();
+        if flags.any(SPECIAL) {
+            return Err(packet);
+        }
+        let link = &*self.link;
+        let (Some(endpoint), Some(sections), Some((state, mut queue))) =
+            (self.endpoint.get(), link.sections.get(), self.tx.get(held))
+        else {
+            return Err(packet);
+        };
+        if state.batch.is_some() {
+            return Err(packet);
+        }
+        let mut info = PacketInfo::NONE;
+        if packet.hash() != 0 && link.queues.load(Ordering::Relaxed) > 1 {
+            info.set_hash(packet.hash());
+        }
+        if flags.any(TxFlags::PARTIAL) {
+            let Some(what) = self.checksum_flags(flags) else {
+                return Err(packet);
+            };
+            info.set_tx_checksum(TxChecksum::new(what, packet.transport_offset().into()));
+        }
+        let bytes = packet.len();
+        let header = PacketHeader {
+            data_len: bytes,
+            padding: 0,
+            info,
+        };
+        let section_bytes = header.message_len();
+        if section_bytes > sections.size() {
+            return Err(packet);
+        }
+        let Some(ticket) = self.in_flight.ticket() else {
+            return Err(packet);
+        };
+        let Some(section) = sections.take(self.index.into()) else {
+            return Err(packet);
+        };
+        let copied = sections.slice(section, 0).is_some_and(|to| {
+            let mut writer = BufferWriter::new(to);
+            header.write(&mut writer);
+            packet.copy_to(writer.rest())
+        });
+        let words = SendRndisPacket {
+            channel: ChannelType::DATA,
+            section_index: section.into(),
+            section_size: section_bytes,
+        }
+        .words();
+        let sender = endpoint.sender();
+        let sending = if copied { sender.begin() } else { None };
+        let Some(mut sending) = sending else {
+            sections.free(section);
+            return Err(packet);
+        };
+        let (kind, flags) = (PacketType::DATA_INBAND, PacketFlags::COMPLETION_REQUESTED);
+        let mut ring = sending.ring();
+        // The long way stops the queue when there would not be so much.
+        let keep = ring.size() / LOW_WATER;
+        if !ring.put_words(keep, kind, flags, ticket.id(), words) {
+            drop(sending);
+            sections.free(section);
+            return Err(packet);
+        }
+        let note = Note {
+            section,
+            packets: 1,
+            bytes,
+            limited: true,
+        };
+        ticket.park(keep_packet(packet), note.to_u64());
+        queue.sent(bytes, false);
+        sending.commit();
+        Ok(())
+    }
+
+    /// Sends any packet.
+    #[inline(never)]
+    fn transmit_any<'p>(
         &self,
         mut packet: TxPacket<'p>,
         held: &mut TxHeld<'_>,
     ) -> Result<(), TxPacket<'p>> {
         let eth = &self.link.shared.eth;
         let (Some(endpoint), Some(sections), Some((state, mut queue))) = (
-            self.endpoint.as_ref(),
-            self.link.sections.as_ref(),
+            self.endpoint.get(),
+            self.link.sections.get(),
             self.tx.get(held),
         ) else {
             eth.tx_dropped.bump();
@@ -226,27 +316,32 @@ impl Queue {
             eth.tx_dropped.bump();
             return Ok(());
         };
-        let mut header = PacketHeader {
+        let header = PacketHeader {
             data_len: packet.len(),
             padding: 0,
             info,
         };
         let way = self.choose(&packet, &header, state, sections);
         let result = match way {
-            Way::Append | Way::Copy(_) if !packet.flags().any(TxFlags::GSO) => self.send_copy(
-                packet,
-                &mut header,
-                way,
-                state,
-                &mut queue,
-                endpoint,
-                sections,
-            ),
-            _ => self.send_in_place(packet, &header, way, state, &mut queue, endpoint, sections),
+            Way::Append | Way::Copy(_) if !packet.flags().any(TxFlags::GSO) => {
+                self.send_copy(packet, header, way, state, &mut queue, endpoint, sections)
+            }
+            _ => self.send_in_place(packet, header, way, state, &mut queue, endpoint, sections),
         };
-        match result {
-            Ok(()) => Ok(()),
-            Err((Failed::Full, packet)) => {
+        result.or_else(|(e, packet)| self.not_sent(e, packet, &queue))
+    }
+
+    /// What becomes of a packet that was not sent.
+    #[cold]
+    fn not_sent<'p>(
+        &self,
+        why: Failed,
+        packet: TxPacket<'p>,
+        queue: &TxControl<'_>,
+    ) -> Result<(), TxPacket<'p>> {
+        let eth = &self.link.shared.eth;
+        match why {
+            Failed::Full => {
                 // Nothing is in flight whose completion would wake the queue.
                 if !queue.is_stopped() {
                     eth.tx_no_space.bump();
@@ -256,7 +351,7 @@ impl Queue {
                 eth.tx_busy.bump();
                 Err(packet)
             }
-            Err((Failed::Lost, _)) => {
+            Failed::Lost => {
                 eth.tx_dropped.bump();
                 Ok(())
             }
@@ -276,15 +371,15 @@ impl Queue {
         let max = self.link.max_packets.load(Ordering::Relaxed);
         let size = sections.size();
         // Lengths are below 2^20, the alignment is at most 4096.
-        let len = header.message_len() + align;
+        let len = header.message_len().wrapping_add(align);
         // Headers that are to be changed are copied first, which the copy into a section would not need.
         let small = len < size && !packet.flags().any(TxFlags::GSO);
         if let Some(batch) = &state.batch {
             if u32::from(batch.packets) < max {
-                if small && batch.used + len < size {
+                if small && batch.used.wrapping_add(len) < size {
                     return Way::Append;
                 }
-                if !small && batch.used + header.size() < size {
+                if !small && batch.used.wrapping_add(header.size()) < size {
                     return Way::AppendHeaders;
                 }
             }
@@ -304,7 +399,7 @@ impl Queue {
     fn send_copy<'p>(
         &self,
         packet: TxPacket<'p>,
-        header: &mut PacketHeader,
+        mut header: PacketHeader,
         way: Way,
         state: &mut TxState,
         queue: &mut TxControl<'_>,
@@ -327,7 +422,7 @@ impl Queue {
         let more = packet.flags().any(TxFlags::MORE) && !queue.is_blocked();
         if more {
             let align = self.link.alignment.load(Ordering::Relaxed);
-            header.padding = header.message_len().wrapping_neg() & (align - 1);
+            header.padding = header.message_len().wrapping_neg() & align.wrapping_sub(1);
         }
         let copied = sections.slice(section, used).is_some_and(|to| {
             let mut writer = BufferWriter::new(to);
@@ -348,13 +443,13 @@ impl Queue {
             .batch
             .as_ref()
             .map_or((0, 0), |batch| (batch.packets, batch.bytes));
-        let used = used + header.message_len();
+        let used = used.wrapping_add(header.message_len());
         if more {
             let old = state.batch.replace(Batch {
                 section,
                 used,
-                packets: before_packets + 1,
-                bytes: before_bytes + bytes,
+                packets: before_packets.wrapping_add(1),
+                bytes: before_bytes.wrapping_add(bytes),
                 skb: Some(packet.into_skb()),
             });
             if let Some(skb) = old.and_then(|old| old.skb) {
@@ -372,14 +467,13 @@ impl Queue {
             ranges: &[],
             note: Note {
                 section,
-                packets: before_packets + 1,
-                bytes: before_bytes + bytes,
+                packets: before_packets.wrapping_add(1),
+                bytes: before_bytes.wrapping_add(bytes),
                 limited: true,
             },
             limit: bytes,
         };
-        let sent = self.send(packet, keep_packet, &message, queue, endpoint);
-        match sent {
+        match self.send(packet, keep_packet, &message, queue, endpoint) {
             Ok(()) => {
                 if let Some(skb) = state.batch.take().and_then(|batch| batch.skb) {
                     skb.consume(0);
@@ -399,7 +493,7 @@ impl Queue {
     fn send_in_place<'p>(
         &self,
         mut packet: TxPacket<'p>,
-        header: &PacketHeader,
+        header: PacketHeader,
         way: Way,
         state: &mut TxState,
         queue: &mut TxControl<'_>,
@@ -412,45 +506,42 @@ impl Queue {
                 return Err((e, packet));
             }
         }
-        // First the headers, if they are not in a section.
-        let mut pieces = [NO_PIECE; MAX_RANGES + 1];
-        let Some((room, count)) = self.find_pieces(&mut packet, &mut pieces) else {
+        let mut runs = Runs::new();
+        if self.find_memory(&mut packet, &mut runs).is_none() {
             return Err((Failed::Lost, packet));
-        };
-        let mut bytes = [0; HEADROOM as usize];
-        header.write(&mut SliceSink(&mut bytes));
-        let written = bytes.get(..header.size() as usize).unwrap_or(&[]);
-        let (section, section_bytes, first) = match &state.batch {
+        }
+        // First the headers, if they are not in a section.
+        let (section, section_bytes, used) = match &state.batch {
             Some(batch) if with_batch => {
-                let put = sections
-                    .slice(batch.section, batch.used)
-                    .is_some_and(|to| to.write(written));
+                let Some(to) = sections.slice(batch.section, batch.used) else {
+                    return Err((Failed::Lost, packet));
+                };
+                header.write(&mut BufferWriter::new(to));
+                (batch.section, batch.used.wrapping_add(header.size()), true)
+            }
+            _ => {
+                let put = packet.write_header(&mut runs, header.size(), |room| {
+                    header.write(&mut SliceSink(room));
+                });
                 if !put {
                     return Err((Failed::Lost, packet));
                 }
-                (batch.section, batch.used + header.size(), 1)
-            }
-            _ => {
-                match packet.write_header(room, written) {
-                    Some(range) => pieces[0] = piece(&range),
-                    None => return Err((Failed::Lost, packet)),
-                }
-                (Sections::NONE, 0, 0)
+                (Sections::NONE, 0, false)
             }
         };
-        let (before_packets, before_bytes) = state
-            .batch
-            .as_ref()
-            .map_or((0, 0), |batch| (batch.packets, batch.bytes));
+        let (before_packets, before_bytes) = match &state.batch {
+            Some(batch) if used => (batch.packets, batch.bytes),
+            _ => (0, 0),
+        };
         let len = packet.len();
         let message = Message {
             section,
             section_bytes,
-            ranges: pieces.get(first..=count).unwrap_or(&[]),
+            ranges: runs.all(),
             note: Note {
                 section,
-                packets: before_packets + 1,
-                bytes: before_bytes + len,
+                packets: before_packets.wrapping_add(1),
+                bytes: before_bytes.wrapping_add(len),
                 limited: true,
             },
             limit: len,
@@ -462,28 +553,19 @@ impl Queue {
         Ok(())
     }
 
-    /// Readies the headers of `packet`, and puts its memory into `pieces`, from the second on; returns the room for headers before
-    /// it, and how many pieces these are.
-    fn find_pieces(
-        &self,
-        packet: &mut TxPacket<'_>,
-        pieces: &mut [(GpaRangeHeader, u64); MAX_RANGES + 1],
-    ) -> Option<(HeadRoom, usize)> {
+    /// Readies the headers of `packet`, with room before it, and finds out where its memory is. `None`: it cannot be sent.
+    fn find_memory(&self, packet: &mut TxPacket<'_>, runs: &mut Runs) -> Option<()> {
         let eth = &self.link.shared.eth;
         // Two for the headers.
         let max_pages = MAX_PAGES - 2;
-        let mut ranges = [Range::default(); MAX_RANGES];
         let mut linear = false;
         loop {
-            let Ok(room) = packet.prepare_headers(HEADROOM) else {
+            if packet.prepare_headers(HEADROOM).is_err() {
                 eth.tx_no_memory.bump();
                 return None;
-            };
-            if let Some(found) = packet.ranges(&mut ranges, max_pages) {
-                for (to, range) in pieces.iter_mut().skip(1).zip(found) {
-                    *to = piece(range);
-                }
-                return Some((room, found.len()));
+            }
+            if packet.find_memory(runs, max_pages) {
+                return Some(());
             }
             if linear {
                 eth.tx_too_big.bump();
@@ -532,11 +614,11 @@ impl Queue {
     }
 
     /// Sends a message. `packet` is kept, as what `keep` makes of it, until the host has completed the message.
-    #[inline]
+    #[inline(always)] // A caller for each kind of message, whose constants make it short.
     fn send<P>(
         &self,
         packet: P,
-        keep: fn(P) -> Option<Skb>,
+        keep: impl FnOnce(P) -> Option<Skb>,
         message: &Message<'_>,
         queue: &mut TxControl<'_>,
         endpoint: &Endpoint,
@@ -545,43 +627,39 @@ impl Queue {
             self.stop(queue);
             return Err((Failed::Full, packet));
         };
-        let mut parcel = Some((packet, keep, ticket));
-        let mut low = false;
-        let sent = endpoint.sender().send_with(|ring| {
-            let Some((_, _, ticket)) = &parcel else {
-                return Err(WriteError::WrongLength);
-            };
-            message.write(ring, ticket.id())?;
-            // Nothing fails from here on. The host may complete it as soon as it is visible.
-            if let Some((packet, keep, ticket)) = parcel.take() {
-                ticket.park(keep(packet), message.note.to_u64());
-            }
-            if message.limit != 0 {
-                queue.sent(message.limit, false);
-            }
-            let mark = ring.size() / LOW_WATER;
-            low = !matches!(ring.has_room(mark), Ok(true));
-            Ok(())
-        });
-        match (sent, parcel) {
-            (Ok(()), _) | (Err(_), None) => {
-                if low {
-                    self.stop(queue);
-                }
-                Ok(())
-            }
-            (Err(SendError::Full { .. }), Some((packet, ..))) => {
-                self.stop(queue);
-                Err((Failed::Full, packet))
-            }
-            (Err(e), Some((packet, ..))) => {
-                if e != SendError::Closed {
-                    let errno = Error::from(e).to_errno();
-                    ratelimited!(pr_err, "a packet cannot be sent: {}\n", errno);
-                }
-                Err((Failed::Lost, packet))
-            }
+        let Some(mut sending) = endpoint.sender().begin() else {
+            return Err((Failed::Lost, packet));
+        };
+        let mut ring = sending.ring();
+        if let Err(e) = message.write(&mut ring, ticket.id()) {
+            let e = sending.fail(e);
+            return Err((self.send_failed(e, queue), packet));
         }
+        // Nothing fails from here on. The host may complete it as soon as it is visible.
+        ticket.park(keep(packet), message.note.to_u64());
+        if message.limit != 0 {
+            queue.sent(message.limit, false);
+        }
+        let mark = ring.size() / LOW_WATER;
+        let low = !matches!(ring.has_room(mark), Ok(true));
+        sending.commit();
+        if low {
+            self.stop(queue);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn send_failed(&self, e: SendError, queue: &mut TxControl<'_>) -> Failed {
+        if let SendError::Full { .. } = e {
+            self.stop(queue);
+            return Failed::Full;
+        }
+        if e != SendError::Closed {
+            let errno = Error::from(e).to_errno();
+            ratelimited!(pr_err, "a packet cannot be sent: {}\n", errno);
+        }
+        Failed::Lost
     }
 
     /// Stops the queue until the poll finds room.
@@ -632,8 +710,8 @@ impl Queue {
     /// Sends a frame that is copied. False: it was not sent.
     pub(crate) fn send_frame(&self, frame: FrameBytes<'_>, held: &mut TxHeld<'_>) -> bool {
         let (Some(endpoint), Some(sections), Some((state, mut queue))) = (
-            self.endpoint.as_ref(),
-            self.link.sections.as_ref(),
+            self.endpoint.get(),
+            self.link.sections.get(),
             self.tx.get(held),
         ) else {
             return false;
@@ -648,7 +726,7 @@ impl Queue {
             self.link.shared.eth.tx_send_full.bump();
             let sent = frame.with_packet(&self.link.shared.dev, HEADROOM, |packet| {
                 let way = Way::Direct;
-                self.send_in_place(packet, &header, way, state, &mut queue, endpoint, sections)
+                self.send_in_place(packet, header, way, state, &mut queue, endpoint, sections)
                     .is_ok()
             });
             return sent == Some(true);
@@ -681,24 +759,6 @@ impl Queue {
     }
 }
 
-/// No memory.
-const NO_PIECE: (GpaRangeHeader, u64) = (
-    GpaRangeHeader {
-        byte_count: 0,
-        byte_offset: 0,
-    },
-    0,
-);
-
-/// A range as the host takes it.
-fn piece(range: &Range) -> (GpaRangeHeader, u64) {
-    let header = GpaRangeHeader {
-        byte_count: range.len,
-        byte_offset: range.offset,
-    };
-    (header, range.pfn)
-}
-
 /// What is kept of a packet.
 fn keep_packet(packet: TxPacket<'_>) -> Option<Skb> {
     Some(packet.into_skb())
@@ -725,15 +785,29 @@ fn clear(to: hv_vmbus::buffer::BufferSlice<'_>) -> bool {
     true
 }
 
-const TCP4: u32 = TxFlags::IPV4 | TxFlags::TCP;
-const UDP4: u32 = TxFlags::IPV4 | TxFlags::UDP;
-const TCP6: u32 = TxFlags::IPV6 | TxFlags::TCP;
-const UDP6: u32 = TxFlags::IPV6 | TxFlags::UDP;
-
-/// Kinds of packets whose checksums the host fills in.
+/// Kinds of packets whose checksums the host fills in: a bit for each sum of [`TxChecksum`]'s flags.
 pub(crate) mod checksums {
-    pub(crate) const TCP4: u32 = 1 << 0;
-    pub(crate) const UDP4: u32 = 1 << 1;
-    pub(crate) const TCP6: u32 = 1 << 2;
-    pub(crate) const UDP6: u32 = 1 << 3;
+    use super::{TxChecksum, TxFlags};
+
+    pub(crate) const TCP4: u32 = 1 << (TxChecksum::IPV4 | TxChecksum::TCP);
+    pub(crate) const UDP4: u32 = 1 << (TxChecksum::IPV4 | TxChecksum::UDP);
+    pub(crate) const TCP6: u32 = 1 << (TxChecksum::IPV6 | TxChecksum::TCP);
+    pub(crate) const UDP6: u32 = 1 << (TxChecksum::IPV6 | TxChecksum::UDP);
+
+    const SHIFT: u32 = TxFlags::IPV4.trailing_zeros();
+    const KINDS: u32 = TxFlags::IPV4 | TxFlags::IPV6 | TxFlags::TCP | TxFlags::UDP;
+    // So that no table is needed.
+    const _: () = assert!(
+        TxFlags::IPV4 >> SHIFT == TxChecksum::IPV4
+            && TxFlags::IPV6 >> SHIFT == TxChecksum::IPV6
+            && TxFlags::TCP >> SHIFT == TxChecksum::TCP
+            && TxFlags::UDP >> SHIFT == TxChecksum::UDP
+            && KINDS >> SHIFT < u32::BITS
+    );
+
+    /// What packets with `flags` are, in the flags of [`TxChecksum`]: below 32.
+    #[inline]
+    pub(super) fn kind(flags: TxFlags) -> u32 {
+        flags.of(KINDS) >> SHIFT
+    }
 }

@@ -434,25 +434,26 @@ impl<'a> BufferWriter<'a> {
     pub fn rest(self) -> BufferSlice<'a> {
         self.left
     }
-
-    #[inline]
-    fn put(&mut self, bytes: &[u8]) {
-        if self.left.write(bytes) {
-            if let Some(rest) = self.left.slice(bytes.len(), self.left.len() - bytes.len()) {
-                self.left = rest;
-            }
-        }
-    }
 }
 
 impl WordSink for BufferWriter<'_> {
-    #[inline]
-    fn put_u64(&mut self, word: u64) {
-        self.put(&word.to_le_bytes());
-    }
-
-    #[inline]
-    fn put_u32(&mut self, word: u32) {
-        self.put(&word.to_le_bytes());
+    #[inline(always)]
+    fn put<const N: usize>(&mut self, words: [u32; N]) {
+        let len = N * size_of::<u32>();
+        let Some(after) = self.left.len.checked_sub(len) else {
+            return;
+        };
+        // SAFETY: `len` bytes are left by the type's invariant; no reference to them exists.
+        unsafe {
+            ptr::copy_nonoverlapping(
+                words.map(u32::to_le).as_ptr().cast::<u8>(),
+                self.left.as_ptr(),
+                len,
+            );
+        }
+        // SAFETY: Not beyond the end, as just checked.
+        self.left.start = unsafe { self.left.start.add(len) };
+        // INVARIANT: A part of what was left.
+        self.left.len = after;
     }
 }

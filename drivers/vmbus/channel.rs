@@ -25,10 +25,11 @@ use crate::{
     ring::RingView,
 };
 
+pub use crate::open::Sending;
 pub use vmbus_proto::{
     packet::{PacketDescriptor, PacketFlags, PacketKind, PacketType},
-    range::GpaRangeHeader,
-    ring::{Filled, GpaDirectRoom, PacketWriter, WriteError},
+    range::{GpaRangeHeader, GpaRun},
+    ring::{load_word, Filled, GpaDirectRoom, PacketView, PacketWriter, Taken, WriteError},
 };
 
 /// Why a packet was not sent.
@@ -79,7 +80,12 @@ impl From<RecvError> for Error {
 /// channel, or keep its memory beyond the channel's life.
 pub struct RingProducer<'a>(&'a mut Producer<RingView>);
 
-impl RingProducer<'_> {
+impl<'a> RingProducer<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ring: &'a mut Producer<RingView>) -> Self {
+        Self(ring)
+    }
+
     /// Size in bytes of the ring's data area.
     #[inline]
     pub fn size(&self) -> u32 {
@@ -143,15 +149,30 @@ impl RingProducer<'_> {
             .send_words(keep, packet_type, flags, transaction_id, payload)
     }
 
+    /// See [`Producer::put_words`].
+    #[inline(always)]
+    #[must_use]
+    pub fn put_words<const N: usize>(
+        &mut self,
+        keep: u32,
+        packet_type: PacketType,
+        flags: PacketFlags,
+        transaction_id: u64,
+        payload: [u64; N],
+    ) -> bool {
+        self.0
+            .put_words(keep, packet_type, flags, transaction_id, payload)
+    }
+
     /// See [`Producer::send_gpa_ranges`].
     ///
     /// # Errors
     /// See there.
-    #[inline]
+    #[inline(always)]
     pub fn send_gpa_ranges<const N: usize>(
         &mut self,
         keep: u32,
-        ranges: &[(GpaRangeHeader, u64)],
+        ranges: &[GpaRun],
         transaction_id: u64,
         payload: [u64; N],
     ) -> Result<(), WriteError> {
@@ -601,6 +622,16 @@ impl Sender<'_> {
     }
 }
 
+impl<'a> Sender<'a> {
+    /// Takes the outgoing ring, to write packets that become visible to the host together with [`Sending::commit`], and do not
+    /// exist when the result is dropped before. With interrupts off, so for a short time. `None`: nothing may be sent; another way of
+    /// sending tells why.
+    #[inline(always)] // For the caller who sends much.
+    pub fn begin(self) -> Option<Sending<'a>> {
+        self.core.begin_send()
+    }
+}
+
 impl Sender<'_> {
     /// Size in bytes of the outgoing ring's data area.
     pub fn ring_size(&self) -> u32 {
@@ -770,6 +801,14 @@ impl<'a> Receiver<'a> {
     ) -> Option<R> {
         // SAFETY: This is the only receiver by the type's invariant.
         unsafe { self.core.recv_completion(payload, take) }
+    }
+
+    /// See [`Consumer::take`]; what goes wrong is left to [`next_with`](Self::next_with). The room that the packets took is given back
+    /// with [`commit`](Self::commit) or [`finish`](Self::finish) alone: for who reads a limited number of packets at a time.
+    #[inline(always)]
+    pub fn take<R>(&mut self, take: impl FnOnce(&PacketView<'_>) -> Option<R>) -> Taken<R> {
+        // SAFETY: This is the only receiver by the type's invariant.
+        unsafe { self.core.recv_take(take) }
     }
 
     /// See [`Consumer::is_drained`].

@@ -10,7 +10,7 @@ use core::{
 use kernel::{prelude::*, sync::Arc};
 use vmbus_proto::{
     msg::{Relid, MAX_CHANNELS},
-    ring::{Consumer, ControlWord, Producer, ReadError, RingMemory, WriteError},
+    ring::{Consumer, ControlWord, PacketView, Producer, ReadError, RingMemory, Taken, WriteError},
     tlfs::{
         hypercall::{ConnectionId, HvStatus},
         monitor::MonitorPosition,
@@ -20,7 +20,9 @@ use vmbus_proto::{
 
 use crate::{
     chan::Chan,
-    channel::{CallbackMode, InRing, OpenParams, Received, Receiver, RecvError, SendError},
+    channel::{
+        CallbackMode, InRing, OpenParams, Received, Receiver, RecvError, RingProducer, SendError,
+    },
     connection::Connection,
     hypercall,
     log::{pr_warn_limited, Show},
@@ -60,6 +62,46 @@ struct Tx {
     open: bool,
     /// The last packet found the ring full.
     was_full: bool,
+}
+
+/// The outgoing ring, locked, with interrupts off; see [`Sender::begin`](crate::channel::Sender::begin).
+pub struct Sending<'a> {
+    core: &'a OpenCore,
+    tx: IrqGuard<'a, Tx>,
+}
+
+impl Sending<'_> {
+    /// The ring.
+    #[inline(always)]
+    pub fn ring(&mut self) -> RingProducer<'_> {
+        RingProducer::new(&mut self.tx.ring)
+    }
+
+    /// Shows the host what was written, and signals it if it must.
+    #[inline(always)]
+    pub fn commit(self) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: Moved out once: `this` is not dropped.
+        let tx = unsafe { core::ptr::read(&this.tx) };
+        this.core.written(tx);
+    }
+}
+
+impl Sending<'_> {
+    /// Forgets what was written, since writing failed with `e`; counts, and logs what is to be logged.
+    #[cold]
+    pub fn fail(mut self, e: WriteError) -> SendError {
+        let core = self.core;
+        self.tx.ring.revert();
+        core.send_failed(&mut self.tx, e)
+    }
+}
+
+impl Drop for Sending<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.tx.ring.revert();
+    }
 }
 
 /// The receiving side.
@@ -225,6 +267,13 @@ impl OpenCore {
         }
         self.written(tx);
         Ok(())
+    }
+
+    /// Takes the outgoing ring; `None` when nothing may be sent.
+    #[inline(always)]
+    pub(crate) fn begin_send(&self) -> Option<Sending<'_>> {
+        let tx = self.tx.lock();
+        tx.open.then_some(Sending { core: self, tx })
     }
 
     /// Shows the host what was written.
@@ -409,6 +458,20 @@ impl OpenCore {
             self.give_room_if_due(&mut rx.ring);
         }
         Some(taken)
+    }
+
+    /// See [`Consumer::take`]. The space is given back by who ends reading.
+    ///
+    /// # Safety
+    /// The caller holds the receiving side.
+    #[inline(always)]
+    pub(crate) unsafe fn recv_take<R>(
+        &self,
+        take: impl FnOnce(&PacketView<'_>) -> Option<R>,
+    ) -> Taken<R> {
+        // SAFETY: By the requirement, nobody else uses `rx`.
+        let rx = unsafe { &mut *self.rx.get() };
+        rx.ring.take(take)
     }
 
     /// See [`Consumer::is_drained`].

@@ -23,6 +23,20 @@ pub struct GpaRangeHeader {
 
 assert_layout!(GpaRangeHeader, size = 8, byte_count = 0, byte_offset = 4);
 
+/// A range whose pages follow each other.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
+pub struct GpaRun {
+    /// Size and offset.
+    pub range: GpaRangeHeader,
+    /// Page frame number of the first page.
+    pub first: u64,
+}
+
+assert_layout!(GpaRun, size = 16, range = 0, first = 8);
+
 /// Why bytes are not a list of ranges. One variant per cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeError {

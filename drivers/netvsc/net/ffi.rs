@@ -3,6 +3,7 @@
 //! The functions and structures of the C files. Layouts are asserted on both sides; each call site argues its safety.
 
 use core::mem::offset_of;
+use hv_vmbus::channel::GpaRun;
 use kernel::{
     bindings,
     ffi::{c_char, c_int, c_void},
@@ -49,10 +50,12 @@ pub(super) struct RawTx {
     pub(super) vlan_tci: u16,
     pub(super) gso_size: u16,
     pub(super) transport: u16,
+    pub(super) room: u32,
+    pub(super) head: *mut u8,
 }
 
 const _: () = {
-    assert!(size_of::<RawTx>() == 48);
+    assert!(size_of::<RawTx>() == 64);
     assert!(offset_of!(RawTx, txq) == 8);
     assert!(offset_of!(RawTx, data) == 16);
     assert!(offset_of!(RawTx, len) == 24);
@@ -63,6 +66,8 @@ const _: () = {
     assert!(offset_of!(RawTx, vlan_tci) == 42);
     assert!(offset_of!(RawTx, gso_size) == 44);
     assert!(offset_of!(RawTx, transport) == 46);
+    assert!(offset_of!(RawTx, room) == 48);
+    assert!(offset_of!(RawTx, head) == 56);
 };
 
 /// `struct hv_rs_rx`.
@@ -230,19 +235,17 @@ unsafe extern "C" {
         to: *mut u8,
         len: u32,
     ) -> c_int;
-    pub(super) fn hv_rs_skb_head_room(skb: *mut SkBuff, room: u32) -> *mut u8;
-    pub(super) fn hv_rs_range_of(at: *const c_void, len: u32, range: *mut super::Range);
+    pub(super) fn hv_rs_tx_prepare(tx: *mut RawTx, room: u32) -> c_int;
+    pub(super) fn hv_rs_range_of(at: *const c_void, len: u32, range: *mut GpaRun);
     pub(super) fn hv_rs_skb_ranges(
         skb: *const SkBuff,
-        ranges: *mut super::Range,
+        ranges: *mut GpaRun,
         max: u32,
         max_pages: u32,
     ) -> u32;
     pub(super) fn hv_rs_skb_linearize(skb: *mut SkBuff) -> c_int;
     pub(super) fn hv_rs_skb_checksum_help(skb: *mut SkBuff) -> c_int;
     pub(super) fn hv_rs_skb_take_vlan(skb: *mut SkBuff) -> c_int;
-    pub(super) fn hv_rs_skb_prepare_lso(skb: *mut SkBuff);
-    pub(super) fn hv_rs_skb_consume(skb: *mut SkBuff, budget: u32);
     pub(super) fn hv_rs_skb_drop(skb: *mut SkBuff);
 
     pub(super) fn hv_rs_rx_alloc(napi: *mut Napi, len: u32, data: *mut *mut u8) -> *mut SkBuff;
@@ -293,6 +296,7 @@ unsafe extern "C" {
     pub(super) fn hv_rs_xdp_skb(page: *mut bindings::page, offset: u32, len: u32) -> *mut SkBuff;
 
     // Exported by the network core.
+    pub(super) fn napi_consume_skb(skb: *mut SkBuff, budget: c_int);
     pub(super) safe fn rtnl_lock();
     pub(super) fn rtnl_unlock();
     pub(super) fn __netdev_notify_peers(dev: *mut NetDevice);

@@ -74,14 +74,15 @@ impl InFlight {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn free_at(&self, index: u32) -> Option<&AtomicU32> {
         // A power of two.
-        self.free.get(index as usize & (self.free.len() - 1))
+        self.free
+            .get(index as usize & self.free.len().wrapping_sub(1))
     }
 
     /// A place for a packet, before it is sent; `None` when all are taken. One call at a time, and one ticket.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ticket(&self) -> Option<Ticket<'_>> {
         let head = self.head.load(Ordering::Relaxed);
         // Acquire pairs with the release in `take`: what the place held was taken before.
@@ -98,13 +99,11 @@ impl InFlight {
 
     /// The packet with `id`, which is not in flight any more, and the note that came with it. `None` when no packet is in flight
     /// under this id: the device made it up, or has used it before.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(&self, id: u64) -> Option<Done> {
         let place = id as u32;
-        let slot = self.slots.get(place.checked_sub(1)? as usize)?;
-        if id == 0 {
-            return None;
-        }
+        // No id of a place is 0, which says that nothing is in flight: 0 - 1 is beyond all places.
+        let slot = self.slots.get(place.wrapping_sub(1) as usize)?;
         // Acquire pairs with the release in `park`.
         slot.id
             .compare_exchange(id, 0, Ordering::Acquire, Ordering::Relaxed)
@@ -168,7 +167,7 @@ impl Ticket<'_> {
     }
 
     /// Puts a packet into the place: from now on it may be completed.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn park(self, skb: Option<Skb>, note: u64) {
         let raw = skb.map_or(ptr::null_mut(), |skb| skb.into_raw().as_ptr());
         self.slot.skb.store(raw, Ordering::Relaxed);

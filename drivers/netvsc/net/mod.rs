@@ -17,7 +17,7 @@
 //! | [`xdp`] | programs that see a frame before the stack does |
 //! | [`ethtool`] | what ethtool shows and changes |
 //!
-//! Nothing here knows VMBus but [`packet`], which copies from and to its shared buffers. The C files hold what cannot be called
+//! Nothing here knows VMBus but [`packet`], which copies from and to its shared buffers, and tells where memory is in its form. The C files hold what cannot be called
 //! from Rust: inline functions and tables of callbacks. With those in `kernel::bindings`, the layer could move into the
 //! kernel as it is.
 
@@ -32,5 +32,5 @@ pub(crate) mod xdp;
 
 pub(crate) use device::{Feature, Features, NetDevice, NetDriver, Registration, Rtnl, Stats};
 pub(crate) use napi::{Napi, Poll, Poller};
-pub(crate) use packet::{Range, RxInfo, TxFlags, TxPacket};
+pub(crate) use packet::{RxInfo, TxFlags, TxPacket};
 pub(crate) use queue::{TxHeld, TxQueue};

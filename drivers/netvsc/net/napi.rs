@@ -195,7 +195,7 @@ impl Poll<'_> {
     }
 
     /// Hands a packet, an Ethernet frame, to the stack. `None`: it was not complete, or contradicts `info`, and is gone.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn deliver(
         &mut self,
         packet: RxPacket,

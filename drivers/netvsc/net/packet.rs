@@ -2,9 +2,15 @@
 
 //! Packets: `struct sk_buff`, to send and received.
 
-use core::{marker::PhantomData, mem::ManuallyDrop, ptr, ptr::NonNull};
-use hv_vmbus::buffer::BufferSlice;
-use kernel::{bindings, prelude::*};
+use core::{
+    marker::PhantomData,
+    mem::{ManuallyDrop, MaybeUninit},
+    ptr,
+    ptr::NonNull,
+    slice,
+};
+use hv_vmbus::{buffer::BufferSlice, channel::GpaRun};
+use kernel::{bindings, ffi::c_int, prelude::*};
 
 use super::ffi;
 
@@ -45,16 +51,40 @@ impl TxFlags {
     }
 }
 
-/// Guest memory that follows without a gap: a page frame number, an offset of less than a page, and a size in bytes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Range {
-    pub(crate) pfn: u64,
-    pub(crate) offset: u32,
-    pub(crate) len: u32,
+/// Pieces of memory of a packet: its head and its fragments.
+const MAX_RUNS: usize = 18;
+
+/// Where the memory of a packet is: headers before it, which may be elsewhere, and its pieces.
+///
+/// # Invariants
+/// Those from `from` up to `end` are initialised; `from` is 0 or 1, and not more than `end`.
+pub(crate) struct Runs {
+    // Not zeroed: there are few of them in most packets.
+    runs: [MaybeUninit<GpaRun>; MAX_RUNS + 1],
+    from: usize,
+    end: usize,
 }
 
-const _: () = assert!(size_of::<Range>() == 16);
+impl Runs {
+    /// None.
+    #[inline]
+    pub(crate) fn new() -> Self {
+        // INVARIANT: None is said to be initialised.
+        Self {
+            runs: [const { MaybeUninit::uninit() }; MAX_RUNS + 1],
+            from: 1,
+            end: 1,
+        }
+    }
+
+    /// All, in the order of what they hold.
+    #[inline]
+    pub(crate) fn all(&self) -> &[GpaRun] {
+        let runs = self.runs.get(self.from..self.end).unwrap_or(&[]);
+        // SAFETY: Initialised by the type's invariant; `MaybeUninit` has the layout of what it may hold.
+        unsafe { slice::from_raw_parts(runs.as_ptr().cast(), runs.len()) }
+    }
+}
 
 /// A packet, owned. Freed on drop, as one that was lost.
 ///
@@ -85,7 +115,7 @@ impl Skb {
     #[inline]
     pub(crate) fn consume(self, budget: u32) {
         // SAFETY: The packet is owned, and not used any more.
-        unsafe { ffi::hv_rs_skb_consume(self.into_raw().as_ptr(), budget) };
+        unsafe { ffi::napi_consume_skb(self.into_raw().as_ptr(), budget as c_int) };
     }
 }
 
@@ -126,7 +156,7 @@ impl SkbRef<'_> {
 /// A packet to send, owned, with what is to be known of it. Dropped as one that was lost.
 ///
 /// # Invariants
-/// `tx` describes its packet, which is owned.
+/// `tx` describes its packet, which is owned; `room` bytes from `head` on are the packet's, before its frame, and may be written.
 pub(crate) struct TxPacket<'a> {
     tx: &'a mut ffi::RawTx,
 }
@@ -182,7 +212,7 @@ impl<'a> TxPacket<'a> {
     }
 
     /// Copies the frame to `to`; false, with rubbish there, when there is no room for it.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub(crate) fn copy_to(&self, to: BufferSlice<'_>) -> bool {
         let (len, linear) = (self.tx.len as usize, self.tx.headlen as usize);
@@ -249,57 +279,53 @@ impl<'a> TxPacket<'a> {
     }
 
     /// Copies the headers if others see them, and makes `room` bytes before the frame writable. For a packet to be cut into segments,
-    /// readies its headers for a device that does so. Returns where the room begins.
+    /// readies its headers for a device that does so.
     ///
     /// # Errors
     /// `ENOMEM`.
-    pub(crate) fn prepare_headers(&mut self, room: u32) -> Result<HeadRoom> {
-        // SAFETY: By the type's invariant.
-        let start = unsafe { ffi::hv_rs_skb_head_room(self.tx.skb, room) };
-        let start = NonNull::new(start).ok_or(ENOMEM)?;
-        if self.flags().any(TxFlags::GSO) {
-            // SAFETY: By the type's invariant; the headers are its own since the call before.
-            unsafe { ffi::hv_rs_skb_prepare_lso(self.tx.skb) };
-        }
-        self.look();
-        // INVARIANT: So it was made.
-        Ok(HeadRoom { start, len: room })
+    pub(crate) fn prepare_headers(&mut self, room: u32) -> Result {
+        // SAFETY: By the type's invariant, which this keeps.
+        kernel::error::to_result(unsafe { ffi::hv_rs_tx_prepare(self.tx, room) })
     }
 
-    /// Writes `header` into the room before the frame; returns the memory that it lies in. `None` when it does not fit.
-    pub(crate) fn write_header(&mut self, room: HeadRoom, header: &[u8]) -> Option<Range> {
-        if header.is_empty() || header.len() > room.len as usize {
-            return None;
+    /// Has `write` write `len` bytes of headers before the frame, and puts where they are before `runs`. False: there is no room.
+    /// After [`prepare_headers`](Self::prepare_headers).
+    #[must_use]
+    pub(crate) fn write_header(
+        &mut self,
+        runs: &mut Runs,
+        len: u32,
+        write: impl FnOnce(&mut [u8]),
+    ) -> bool {
+        if len == 0 || len > self.tx.room {
+            return false;
         }
-        let mut range = Range::default();
-        // SAFETY: The room is long enough, and part of this packet: `HeadRoom`s are made by `prepare_headers` alone, and used up here.
-        // It is mapped linearly, like all packets' heads.
+        // SAFETY: `room` bytes from `head` on may be written by the type's invariant, and nobody else knows of them.
+        write(unsafe { slice::from_raw_parts_mut(self.tx.head, len as usize) });
+        // SAFETY: As above; a packet's head is mapped linearly. The place is one of `runs`.
         unsafe {
-            ptr::copy_nonoverlapping(header.as_ptr(), room.start.as_ptr(), header.len());
-            ffi::hv_rs_range_of(room.start.as_ptr().cast(), header.len() as u32, &mut range);
+            ffi::hv_rs_range_of(self.tx.head.cast(), len, runs.runs.as_mut_ptr().cast());
         }
-        Some(range)
+        // INVARIANT: Just written.
+        runs.from = 0;
+        true
     }
 
-    /// The memory that holds the frame, in at most `max_pages` pages; `None` when it takes more pages, or more pieces than
-    /// `ranges` has.
-    pub(crate) fn ranges<'r>(
-        &self,
-        ranges: &'r mut [Range],
-        max_pages: u32,
-    ) -> Option<&'r [Range]> {
-        // SAFETY: By the type's invariant; `ranges` is as long as it says.
+    /// Finds out where the frame is, unless it takes more than `max_pages` pages, or more pieces than there may be: false.
+    #[must_use]
+    pub(crate) fn find_memory(&self, runs: &mut Runs, max_pages: u32) -> bool {
+        // SAFETY: By the type's invariant; there are as many places behind the first.
         let count = unsafe {
             ffi::hv_rs_skb_ranges(
                 self.tx.skb,
-                ranges.as_mut_ptr(),
-                ranges.len() as u32,
+                runs.runs.as_mut_ptr().cast::<GpaRun>().add(1),
+                MAX_RUNS as u32,
                 max_pages,
             )
         };
-        ranges
-            .get(..count as usize)
-            .filter(|ranges| !ranges.is_empty())
+        // INVARIANT: So many were written, not more than there are places for.
+        (runs.from, runs.end) = (1, 1 + count as usize);
+        count != 0
     }
 
     /// Looks again at what the packet is. Whether more follow is not the packet's business.
@@ -325,15 +351,6 @@ impl Drop for TxPacket<'_> {
         // SAFETY: The packet is owned by the type's invariant.
         unsafe { ffi::hv_rs_skb_drop(self.tx.skb) };
     }
-}
-
-/// Room before a packet's frame; see [`TxPacket::prepare_headers`].
-///
-/// # Invariants
-/// `len` bytes from `start` on may be written as long as the packet exists and is not changed.
-pub(crate) struct HeadRoom {
-    start: NonNull<u8>,
-    len: u32,
 }
 
 /// What the device says of a packet received.

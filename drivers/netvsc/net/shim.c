@@ -79,8 +79,8 @@ static u32 hv_rs_tx_protocol(const struct sk_buff *skb)
 	return flags;
 }
 
-/* Fills in @tx anew but for its queue; after the packet was changed, too. */
-void hv_rs_tx_look(struct hv_rs_tx *tx)
+/* Fills in @tx anew but for its queue. */
+static __always_inline void hv_rs_tx_fill(struct hv_rs_tx *tx)
 {
 	struct sk_buff *skb = tx->skb;
 	u32 flags = 0;
@@ -92,6 +92,8 @@ void hv_rs_tx_look(struct hv_rs_tx *tx)
 	tx->vlan_tci = 0;
 	tx->gso_size = 0;
 	tx->transport = 0;
+	tx->room = 0;
+	tx->head = NULL;
 	if (skb_vlan_tag_present(skb)) {
 		flags |= HV_RS_TX_VLAN;
 		tx->vlan_tci = skb_vlan_tag_get(skb);
@@ -109,15 +111,22 @@ void hv_rs_tx_look(struct hv_rs_tx *tx)
 	tx->flags = flags;
 }
 
+/* After the packet was changed. */
+void hv_rs_tx_look(struct hv_rs_tx *tx)
+{
+	hv_rs_tx_fill(tx);
+}
+
 static netdev_tx_t hv_rs_net_start_xmit(struct sk_buff *skb, struct net_device *dev)
 {
 	const struct hv_rs_net_priv *p = hv_rs_priv(dev);
-	struct hv_rs_tx tx;
+	/* All of it is filled in. */
+	struct hv_rs_tx tx __uninitialized;
 
 	tx.skb = skb;
 	tx.queue = skb_get_queue_mapping(skb);
 	tx.txq = netdev_get_tx_queue(dev, tx.queue);
-	hv_rs_tx_look(&tx);
+	hv_rs_tx_fill(&tx);
 	if (netdev_xmit_more())
 		tx.flags |= HV_RS_TX_MORE;
 	skb_tx_timestamp(skb);
@@ -495,12 +504,6 @@ int hv_rs_skb_copy_bits(const struct sk_buff *skb, u32 offset, u8 *to, u32 len)
 	return skb_copy_bits(skb, offset, to, len);
 }
 
-/* Gives @skb @room bytes of headroom that may be written, and returns where it starts; NULL without memory. */
-u8 *hv_rs_skb_head_room(struct sk_buff *skb, u32 room)
-{
-	return skb_cow_head(skb, room) ? NULL : skb->head;
-}
-
 /* The memory that holds @len bytes from @at on, which is mapped linearly. */
 void hv_rs_range_of(const void *at, u32 len, struct hv_rs_range *range)
 {
@@ -573,7 +576,7 @@ int hv_rs_skb_take_vlan(struct sk_buff *skb)
  * Readies the headers of a packet that the device is to cut into segments: lengths that depend on the segment are 0, and the checksum
  * covers the pseudo header without its length. The headers may be written.
  */
-void hv_rs_skb_prepare_lso(struct sk_buff *skb)
+static void hv_rs_skb_prepare_lso(struct sk_buff *skb)
 {
 	if (skb->protocol == htons(ETH_P_IP)) {
 		struct iphdr *ip = ip_hdr(skb);
@@ -586,10 +589,23 @@ void hv_rs_skb_prepare_lso(struct sk_buff *skb)
 	}
 }
 
-/* Frees a packet that was sent. @budget: of the NAPI poll, or 0. */
-void hv_rs_skb_consume(struct sk_buff *skb, u32 budget)
+/*
+ * Gives the packet @room bytes of headroom that may be written, from tx->head on, and headers of its own, which are readied if it is
+ * to be cut into segments.
+ */
+int hv_rs_tx_prepare(struct hv_rs_tx *tx, u32 room)
 {
-	napi_consume_skb(skb, budget);
+	struct sk_buff *skb = tx->skb;
+	int ret = skb_cow_head(skb, room);
+
+	if (ret)
+		return ret;
+	tx->data = skb->data;
+	tx->head = skb->head;
+	tx->room = room;
+	if (tx->flags & HV_RS_TX_GSO)
+		hv_rs_skb_prepare_lso(skb);
+	return 0;
 }
 
 void hv_rs_skb_drop(struct sk_buff *skb)

@@ -29,9 +29,12 @@ struct hv_rs_tx {
 	u16 vlan_tci;
 	u16 gso_size;
 	u16 transport;		/* offset of the TCP or UDP header */
+	/* After hv_rs_tx_prepare(). */
+	u32 room;		/* bytes at head that may be written */
+	u8 *head;
 };
 
-SIZE(struct hv_rs_tx, 48);
+SIZE(struct hv_rs_tx, 64);
 AT(struct hv_rs_tx, txq, 8);
 AT(struct hv_rs_tx, data, 16);
 AT(struct hv_rs_tx, len, 24);
@@ -42,6 +45,8 @@ AT(struct hv_rs_tx, queue, 40);
 AT(struct hv_rs_tx, vlan_tci, 42);
 AT(struct hv_rs_tx, gso_size, 44);
 AT(struct hv_rs_tx, transport, 46);
+AT(struct hv_rs_tx, room, 48);
+AT(struct hv_rs_tx, head, 56);
 
 #define HV_RS_TX_VLAN		BIT(0)	/* vlan_tci is to be put into the frame */
 #define HV_RS_TX_VLAN_INSIDE	BIT(1)	/* the frame begins with a VLAN header */
@@ -53,16 +58,16 @@ AT(struct hv_rs_tx, transport, 46);
 #define HV_RS_TX_UDP		BIT(7)
 #define HV_RS_TX_MORE		BIT(8)	/* another packet for the queue follows at once */
 
-/* Memory that follows in guest-physical addresses. */
+/* Memory that follows in guest-physical addresses, as VMBus writes it (GpaRun). */
 struct hv_rs_range {
-	u64 pfn;
-	u32 offset;
 	u32 len;
+	u32 offset;		/* in the first page */
+	u64 pfn;
 };
 
 SIZE(struct hv_rs_range, 16);
-AT(struct hv_rs_range, offset, 8);
-AT(struct hv_rs_range, len, 12);
+AT(struct hv_rs_range, offset, 4);
+AT(struct hv_rs_range, pfn, 8);
 
 /* What a driver knows of a packet received. */
 struct hv_rs_rx {

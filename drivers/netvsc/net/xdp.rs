@@ -267,6 +267,8 @@ impl<'a> FrameBytes<'a> {
             vlan_tci: 0,
             gso_size: 0,
             transport: 0,
+            room: 0,
+            head: ptr::null_mut(),
         };
         if tx.skb.is_null() {
             return None;

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod cpu;
 pub mod deferred;
 mod ffi;
+pub mod once;
 pub mod param;
 pub mod power;
 pub mod ptp;

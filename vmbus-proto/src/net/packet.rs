@@ -16,6 +16,7 @@
 //! what PPIs hold.
 
 use core::fmt;
+use zerocopy::IntoBytes;
 
 /// Bytes of type and length, which start every RNDIS message.
 pub const RNDIS_HEADER_SIZE: u32 = 8;
@@ -290,6 +291,8 @@ const HAS_LARGE_SEND: u32 = 1 << 1;
 const HAS_VLAN: u32 = 1 << 2;
 const HAS_HASH: u32 = 1 << 3;
 const HAS_ID: u32 = 1 << 4;
+/// How many of these there are.
+const PPI_KINDS: u32 = 5;
 
 macro_rules! info_accessors {
     ($( $(#[$meta:meta])* $flag:ident, $field:ident, $set:ident: $t:ident; )*) => {
@@ -390,14 +393,21 @@ impl PacketInfo {
     }
 
     /// Bytes of the PPIs.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn size(&self) -> u32 {
-        // At most five.
-        self.present.count_ones().wrapping_mul(PPI_SIZE)
+        // At most five. Not `count_ones`, for which there is no instruction everywhere, and of which nothing is left out where some
+        // PPIs are never set.
+        let mut count = 0u32;
+        let mut bit = 0;
+        while bit < PPI_KINDS {
+            count = count.wrapping_add((self.present >> bit) & 1);
+            bit = bit.wrapping_add(1);
+        }
+        count.wrapping_mul(PPI_SIZE)
     }
 
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, ppi_type: PpiType, value: u32) {
         let (flag, field) = match ppi_type {
             PpiType::CHECKSUM => (HAS_CHECKSUM, &mut self.checksum),
@@ -650,7 +660,7 @@ impl ReceivedPacket {
 }
 
 /// Reads the `len` bytes of PPIs at `at`; they lie in the message.
-#[inline]
+#[inline(always)] // Read for each packet.
 fn read_ppis<M: MessageMemory + ?Sized>(
     memory: &M,
     mut at: u32,
@@ -670,16 +680,11 @@ fn read_ppis<M: MessageMemory + ?Sized>(
         let [size_type, offset_value] = memory.words::<2>(at).ok_or(truncated)?;
         let (size, ppi_type) = (low(size_type), PpiType(high(size_type)));
         let offset = low(offset_value);
-        if size < PPI_HEADER_SIZE || size > left {
-            return Err(BadPacket::PpiSize { size, left });
-        }
-        if offset > size {
-            return Err(BadPacket::PpiOffset { offset, size });
-        }
-        if offset == PPI_HEADER_SIZE && size >= PPI_SIZE {
+        if size == PPI_SIZE && offset == PPI_HEADER_SIZE && left >= PPI_SIZE {
+            // As hosts send them.
             info.take(ppi_type, high(offset_value));
         } else {
-            info = read_odd_ppi(memory, at, size, ppi_type, offset, info)?;
+            info = read_odd_ppi(memory, at, left, [size_type, offset_value], info)?;
         }
         // Within the list: size is at most left.
         left = left.wrapping_sub(size);
@@ -692,16 +697,27 @@ fn read_ppis<M: MessageMemory + ?Sized>(
     }
 }
 
-/// A PPI whose content lies elsewhere than right behind its header, or is not of 4 bytes.
+/// The PPI at `at`, of which the first words were read and up to `left` bytes are there, that is not as hosts usually send it.
 #[cold]
 fn read_odd_ppi<M: MessageMemory + ?Sized>(
     memory: &M,
     at: u32,
-    size: u32,
-    ppi_type: PpiType,
-    offset: u32,
+    left: u32,
+    [size_type, offset_value]: [u64; 2],
     mut info: PacketInfo,
 ) -> Result<PacketInfo, BadPacket> {
+    let (size, ppi_type) = (low(size_type), PpiType(high(size_type)));
+    let offset = low(offset_value);
+    if size < PPI_HEADER_SIZE || size > left {
+        return Err(BadPacket::PpiSize { size, left });
+    }
+    if offset > size {
+        return Err(BadPacket::PpiOffset { offset, size });
+    }
+    if offset == PPI_HEADER_SIZE && size >= PPI_SIZE {
+        info.take(ppi_type, high(offset_value));
+        return Ok(info);
+    }
     let bad_offset = BadPacket::PpiOffset { offset, size };
     let known = matches!(
         ppi_type,
@@ -728,33 +744,23 @@ fn read_odd_ppi<M: MessageMemory + ?Sized>(
 
 /// Takes words in ascending order: a send section, the room before a frame's data, a vector.
 pub trait WordSink {
-    /// The next eight bytes, little-endian.
-    fn put_u64(&mut self, word: u64);
-    /// The next four bytes, little-endian.
-    fn put_u32(&mut self, word: u32);
+    /// The next `N` words, little-endian. Those of one call fit together or not at all.
+    fn put<const N: usize>(&mut self, words: [u32; N]);
 }
 
 /// A sink for tests and for hosts, which check the size themselves. What does not fit is dropped.
 #[derive(Debug)]
 pub struct SliceSink<'a>(pub &'a mut [u8]);
 
-impl SliceSink<'_> {
-    fn put(&mut self, bytes: &[u8]) {
+impl WordSink for SliceSink<'_> {
+    #[inline]
+    fn put<const N: usize>(&mut self, words: [u32; N]) {
+        let words = words.map(u32::to_le);
         let rest = core::mem::take(&mut self.0);
-        if let Some((to, after)) = rest.split_at_mut_checked(bytes.len()) {
-            to.copy_from_slice(bytes);
+        if let Some((to, after)) = rest.split_at_mut_checked(size_of_val(&words)) {
+            to.copy_from_slice(words.as_bytes());
             self.0 = after;
         }
-    }
-}
-
-impl WordSink for SliceSink<'_> {
-    fn put_u64(&mut self, word: u64) {
-        self.put(&word.to_le_bytes());
-    }
-
-    fn put_u32(&mut self, word: u32) {
-        self.put(&word.to_le_bytes());
     }
 }
 
@@ -772,7 +778,7 @@ pub struct PacketHeader {
 
 impl PacketHeader {
     /// Bytes that [`write`](Self::write) writes; where the frame starts. At most [`MAX_HEADER_SIZE`].
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn size(&self) -> u32 {
         // At most 44 + 80.
@@ -780,7 +786,7 @@ impl PacketHeader {
     }
 
     /// Bytes of the whole message.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn message_len(&self) -> u32 {
         self.size()
@@ -790,23 +796,30 @@ impl PacketHeader {
 
     /// Writes the headers, [`size`](Self::size) bytes, in the order of Linux: hash, VLAN, large send, checksum; then a
     /// host's packet id.
-    #[inline]
+    #[inline(always)] // Its callers are few, and count instructions.
     pub fn write(&self, sink: &mut impl WordSink) {
         let info = &self.info;
         let ppi_len = info.size();
-        let pair = |low: u32, high: u32| u64::from(low) | (u64::from(high) << 32);
-        sink.put_u64(pair(RNDIS_MSG_PACKET, self.message_len()));
-        // Where the frame starts (from byte 8) and its size; no out-of-band data.
-        sink.put_u64(pair(RNDIS_PACKET_SIZE.wrapping_add(ppi_len), self.data_len));
-        sink.put_u64(0);
         // With an offset but no PPI Linux complains (`rndis_filter.c`, `rndis_get_ppi`).
-        sink.put_u64(pair(0, if ppi_len == 0 { 0 } else { RNDIS_PACKET_SIZE }));
-        sink.put_u64(pair(ppi_len, 0));
-        sink.put_u32(0);
+        let ppi_offset = if ppi_len == 0 { 0 } else { RNDIS_PACKET_SIZE };
+        sink.put([
+            RNDIS_MSG_PACKET,
+            self.message_len(),
+            // Where the frame starts, from byte 8, and its size.
+            RNDIS_PACKET_SIZE.wrapping_add(ppi_len),
+            self.data_len,
+            // No out-of-band data.
+            0,
+            0,
+            0,
+            ppi_offset,
+            ppi_len,
+            0,
+            0,
+        ]);
         let mut put = |flag: u32, ppi_type: PpiType, value: u32| {
             if info.present & flag != 0 {
-                sink.put_u64(pair(PPI_SIZE, ppi_type.0));
-                sink.put_u64(pair(PPI_HEADER_SIZE, value));
+                sink.put([PPI_SIZE, ppi_type.0, PPI_HEADER_SIZE, value]);
             }
         };
         put(HAS_HASH, PpiType::HASH, info.hash);

@@ -12,6 +12,9 @@ use crate::packet::{
 use core::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::IntoBytes;
 
+mod view;
+pub use view::{load_word, PacketView, Taken};
+
 /// Reads packets from a ring.
 ///
 /// Packets are read one by one; their space is given back together with [`commit`](Self::commit) or
@@ -159,6 +162,7 @@ impl<M: RingMemory> Consumer<M> {
     ///
     /// # Errors
     /// [`RingError::BadWriteIndex`].
+    #[inline]
     pub fn available(&mut self) -> Result<u32, RingError> {
         self.refresh()?;
         Ok(distance(self.next, self.cached_write, self.size))

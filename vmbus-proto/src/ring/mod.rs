@@ -42,7 +42,7 @@ mod producer;
 #[cfg(test)]
 mod tests;
 
-pub use consumer::{Consumer, Drained, Incoming};
+pub use consumer::{load_word, Consumer, Drained, Incoming, PacketView, Taken};
 pub use producer::{Filled, GpaDirectRoom, PacketWriter, Producer};
 
 /// Size in bytes of the page of control words that precedes a ring's data.

@@ -9,10 +9,7 @@ use hv_vmbus::{
     channel::{CallbackMode, Endpoint, Handler},
     services::{cpu, once::Once},
 };
-use kernel::{
-    prelude::*,
-    sync::Arc,
-};
+use kernel::{prelude::*, sync::Arc};
 use vmbus_proto::net::nvsp::NvspVersion;
 
 use crate::{

@@ -10,7 +10,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use hv_vmbus::{
     buffer::{Buffer, BufferSlice},
     channel::{
-        load_word, Endpoint, InRing, PacketFlags, PacketType, PacketView, SendError, Taken, WriteError,
+        load_word, Endpoint, InRing, PacketFlags, PacketType, PacketView, SendError, Taken,
+        WriteError,
     },
     log::Show,
     ratelimited,

@@ -8,10 +8,19 @@
 //! Source: \[MS-RNDIS\] 2.2; `include/linux/rndis.h`; hyperv_net.h; `ntddndis.h` for OIDs.
 
 use core::fmt;
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::FromBytes;
 use zerocopy_derive::*;
 
 use super::packet::{RNDIS_HEADER_SIZE, RNDIS_MSG_PACKET};
+
+mod config;
+mod write;
+
+pub use config::{
+    network_address_parameter, ConfigParameter, ConfigType, ParsedParameter, NETWORK_ADDRESS,
+    NETWORK_ADDRESS_SIZE,
+};
+pub use write::{write_indicate, write_message, write_oid_request, write_query_complete};
 
 /// Version that both sides name (`RNDIS_MAJOR_VERSION`); the minor one is 0.
 pub const MAJOR_VERSION: u32 = 1;
@@ -694,78 +703,6 @@ impl<'a> HostMessage<'a> {
     }
 }
 
-/// Writes a message with a body of one of this module's types, `info` behind it, and returns its size. `None` when
-/// `out` is too small.
-#[must_use]
-pub fn write_message<T: IntoBytes + Immutable>(
-    out: &mut [u8],
-    message_type: RndisType,
-    body: &T,
-    info: &[u8],
-) -> Option<usize> {
-    let header = RNDIS_HEADER_SIZE as usize;
-    let info_at = header.checked_add(core::mem::size_of::<T>())?;
-    let len = info_at.checked_add(info.len())?;
-    let out = out.get_mut(..len)?;
-    [message_type.0, u32::try_from(len).ok()?]
-        .write_to_prefix(out)
-        .ok()?;
-    body.write_to(out.get_mut(header..info_at)?).ok()?;
-    out.get_mut(info_at..)?.copy_from_slice(info);
-    Some(len)
-}
-
-/// Writes QUERY or SET with its data and returns its size. `None` when `out` is too small.
-#[must_use]
-pub fn write_oid_request(
-    out: &mut [u8],
-    message_type: RndisType,
-    request_id: u32,
-    oid: Oid,
-    info: &[u8],
-) -> Option<usize> {
-    let request = OidRequest {
-        request_id,
-        oid,
-        info_len: u32::try_from(info.len()).ok()?,
-        info_offset: core::mem::size_of::<OidRequest>() as u32,
-        vc_handle: 0,
-    };
-    write_message(out, message_type, &request, info)
-}
-
-/// Writes QUERY_C and returns its size. `None` when `out` is too small.
-#[must_use]
-pub fn write_query_complete(
-    out: &mut [u8],
-    request_id: u32,
-    status: RndisStatus,
-    info: &[u8],
-) -> Option<usize> {
-    let answer = QueryComplete {
-        request_id,
-        status,
-        info_len: u32::try_from(info.len()).ok()?,
-        info_offset: core::mem::size_of::<QueryComplete>() as u32,
-    };
-    write_message(out, RndisType::QUERY_C, &answer, info)
-}
-
-/// Writes INDICATE and returns its size. `None` when `out` is too small.
-#[must_use]
-pub fn write_indicate(out: &mut [u8], status: RndisStatus, buffer: &[u8]) -> Option<usize> {
-    let indicate = Indicate {
-        status,
-        buffer_len: u32::try_from(buffer.len()).ok()?,
-        buffer_offset: if buffer.is_empty() {
-            0
-        } else {
-            core::mem::size_of::<Indicate>() as u32
-        },
-    };
-    write_message(out, RndisType::INDICATE, &indicate, buffer)
-}
-
 /// What the guest makes of an indication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkEvent {
@@ -795,134 +732,5 @@ impl LinkEvent {
             },
             other => Self::Other(other),
         }
-    }
-}
-
-/// Start of the value of GEN_RNDIS_CONFIG_PARAMETER (`struct rndis_config_parameter_info`): a name in UTF-16, and a value.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, KnownLayout, Immutable,
-)]
-#[repr(C)]
-pub struct ConfigParameter {
-    /// Where the name starts, from the start of this structure.
-    pub name_offset: u32,
-    /// Bytes of the name.
-    pub name_len: u32,
-    /// See [`ConfigType`].
-    pub value_type: ConfigType,
-    /// Where the value starts.
-    pub value_offset: u32,
-    /// Bytes of the value.
-    pub value_len: u32,
-}
-assert_layout!(
-    ConfigParameter,
-    size = 20,
-    name_offset = 0,
-    name_len = 4,
-    value_type = 8,
-    value_offset = 12,
-    value_len = 16
-);
-
-open_enum! {
-    /// What a configuration parameter is.
-    pub struct ConfigType(u32) {
-        /// 32 bits.
-        INTEGER = 0,
-        /// UTF-16.
-        STRING = 2,
-    }
-}
-
-/// Name of the parameter that sets the MAC address.
-pub const NETWORK_ADDRESS: &str = "NetworkAddress";
-
-/// Bytes of [`network_address_parameter`].
-pub const NETWORK_ADDRESS_SIZE: usize = 20 + 2 * 14 + 2 * 12;
-
-/// The value of GEN_RNDIS_CONFIG_PARAMETER that sets the MAC address: twelve hexadecimal digits (`rndis_filter.c`,
-/// `rndis_filter_set_device_mac`).
-#[must_use]
-pub fn network_address_parameter(mac: super::MacAddress) -> [u8; NETWORK_ADDRESS_SIZE] {
-    const NAME_AT: usize = core::mem::size_of::<ConfigParameter>();
-    const NAME_LEN: usize = 2 * NETWORK_ADDRESS.len();
-    const VALUE_AT: usize = NAME_AT + NAME_LEN;
-    let mut out = [0; NETWORK_ADDRESS_SIZE];
-    let parameter = ConfigParameter {
-        name_offset: NAME_AT as u32,
-        name_len: NAME_LEN as u32,
-        value_type: ConfigType::STRING,
-        value_offset: VALUE_AT as u32,
-        value_len: (NETWORK_ADDRESS_SIZE - VALUE_AT) as u32,
-    };
-    // It is made to fit.
-    let _ = parameter.write_to_prefix(&mut out);
-    let digit = |nibble: u8| b"0123456789abcdef".get(nibble as usize & 15).copied();
-    let digits = mac
-        .into_iter()
-        .flat_map(|byte| [digit(byte >> 4), digit(byte)])
-        .flatten();
-    let units = NETWORK_ADDRESS.bytes().chain(digits);
-    for (unit, ascii) in out.iter_mut().skip(NAME_AT).step_by(2).zip(units) {
-        *unit = ascii;
-    }
-    out
-}
-
-/// A configuration parameter, taken apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ParsedParameter<'a> {
-    /// What the value is.
-    pub value_type: ConfigType,
-    /// The name in UTF-16, little-endian.
-    pub name: &'a [u8],
-    /// The value.
-    pub value: &'a [u8],
-}
-
-impl<'a> ParsedParameter<'a> {
-    /// Takes apart the value of GEN_RNDIS_CONFIG_PARAMETER. `None` when name or value do not lie in it.
-    #[must_use]
-    pub fn parse(info: &'a [u8]) -> Option<Self> {
-        let (parameter, _) = ConfigParameter::read_from_prefix(info).ok()?;
-        let part = |offset: u32, len: u32| info.get(offset as usize..)?.get(..len as usize);
-        Some(Self {
-            value_type: parameter.value_type,
-            name: part(parameter.name_offset, parameter.name_len)?,
-            value: part(parameter.value_offset, parameter.value_len)?,
-        })
-    }
-
-    /// Whether the name is this, which is ASCII.
-    #[must_use]
-    pub fn is_named(&self, name: &str) -> bool {
-        self.name.len() >> 1 == name.len()
-            && self
-                .name
-                .chunks_exact(2)
-                .zip(name.bytes())
-                .all(|(unit, ascii)| unit == [ascii, 0])
-    }
-
-    /// The MAC address that the parameter sets, if it sets one.
-    #[must_use]
-    pub fn network_address(&self) -> Option<super::MacAddress> {
-        if !self.is_named(NETWORK_ADDRESS)
-            || self.value_type != ConfigType::STRING
-            || self.value.len() != 24
-        {
-            return None;
-        }
-        let mut mac = [0; 6];
-        for (byte, digits) in mac.iter_mut().zip(self.value.chunks_exact(4)) {
-            let [high, 0, low, 0] = *digits else {
-                return None;
-            };
-            let high = char::from(high).to_digit(16)?;
-            let low = char::from(low).to_digit(16)?;
-            *byte = ((high << 4) | low) as u8;
-        }
-        Some(mac)
     }
 }

@@ -3,9 +3,7 @@
 //! Packets whose payload is a few words, for who sends many: the network. Written in few and large pieces, whose sizes the
 //! compiler knows.
 
-use super::{
-    store, PacketDescriptor, PacketFlags, PacketType, Producer, RingMemory, WriteError,
-};
+use super::{store, PacketDescriptor, PacketFlags, PacketType, Producer, RingMemory, WriteError};
 use crate::packet::{GpaDirectHeader, DESCRIPTOR_SIZE};
 use crate::range::GpaRun;
 use core::sync::atomic::AtomicU64;

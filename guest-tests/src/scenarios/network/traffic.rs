@@ -90,10 +90,13 @@ impl<'a> Traffic<'a> {
             (TCP, "--length 16K --bitrate 2M"),
             (UDP, "--udp --length 512 --bitrate 100K"),
         ] {
-            // It ends with its guest.
+            // It ends with its guest. By itself it would give up after two minutes in which nothing came.
+            let patience = (RECOVERY + RELEASE).as_millis();
             tool_start(
                 peer,
-                &format!("exec iperf3 --server --port {port} > /tmp/iperf-{port} 2>&1"),
+                &format!(
+                    "exec iperf3 --server --port {port} --rcv-timeout {patience} > /tmp/iperf-{port} 2>&1"
+                ),
                 Duration::from_secs(86_400),
             )?;
             until("iperf3's server", SOON, || {

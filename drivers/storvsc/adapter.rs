@@ -313,6 +313,10 @@ impl Adapter {
                 self.chores.job().note_scan();
                 self.chores.schedule();
             }
+            Ok(Incoming::Removed) => {
+                self.chores.job().note_test();
+                self.chores.schedule();
+            }
             Ok(Incoming::Ignored(operation)) => {
                 ratelimited!(
                     pr_info,

@@ -80,6 +80,7 @@ pub(crate) struct Chores {
     links: Arc<Links>,
     /// The device is one disk, at a place of its own: the host is not scanned.
     single: bool,
+    test: AtomicBool,
     scan: AtomicBool,
     channels: AtomicBool,
     gone: Bits,
@@ -97,6 +98,7 @@ impl Chores {
             host,
             links,
             single,
+            test: AtomicBool::new(false),
             scan: AtomicBool::new(false),
             channels: AtomicBool::new(false),
             gone: Bits::new(limits)?,
@@ -104,7 +106,16 @@ impl Chores {
         })
     }
 
-    /// Notes that devices came or went. The caller schedules the work; likewise below.
+    /// Notes that devices went. The caller schedules the work; likewise below.
+    ///
+    /// No scan, which would find none of them (the C driver scans). While it lasts, removals and further scans wait for it; and if
+    /// the host has one disk left, the block layer stops that twice for each place where there is none, to share the tags with what SCSI
+    /// asks there (`blk_mq_update_tag_set_shared`): more than a second beside I/O.
+    pub(crate) fn note_test(&self) {
+        self.test.store(true, Ordering::Release);
+    }
+
+    /// Notes that devices came or went.
     pub(crate) fn note_scan(&self) {
         self.scan.store(true, Ordering::Release);
     }
@@ -137,7 +148,8 @@ impl Run for Chores {
             }
         }
         let scan = self.scan.swap(false, Ordering::AcqRel);
-        if scan {
+        let test = self.test.swap(false, Ordering::AcqRel);
+        if scan || test {
             // Devices that are gone answer so, and are then noted in `gone`.
             self.host.test_all();
         }

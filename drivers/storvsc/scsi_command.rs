@@ -169,7 +169,10 @@ impl Command {
         // SAFETY: Members; the device stays while it has commands. The state changes meanwhile, as a whole.
         let state = unsafe {
             let device: *const u8 = self.get(layout::COMMAND_DEVICE);
-            device.add(layout::DEVICE_STATE).cast::<u32>().read_volatile()
+            device
+                .add(layout::DEVICE_STATE)
+                .cast::<u32>()
+                .read_volatile()
         };
         !COMING_OR_GOING.contains(&state)
     }

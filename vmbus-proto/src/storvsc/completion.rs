@@ -38,8 +38,10 @@ pub enum Incoming {
     /// Answer to the request with the packet's transaction id; it has [`VSTOR_PACKET_SIZE`] bytes. The id may
     /// be made up.
     Answer,
-    /// Devices came or went: look which (ENUMERATE_BUS, REMOVE_DEVICE).
+    /// Devices came or went: look which (ENUMERATE_BUS).
     Rescan,
+    /// Devices went: look which (REMOVE_DEVICE).
+    Removed,
     /// A notice of a kind that this driver does not know. No fault: hosts learn new ones.
     Ignored(Operation),
 }
@@ -95,7 +97,8 @@ pub fn classify(transaction_id: u64, payload: &[u8]) -> Result<Incoming, Incomin
             min: core::mem::size_of::<Operation>(),
         })?;
     match operation {
-        Operation::ENUMERATE_BUS | Operation::REMOVE_DEVICE => Ok(Incoming::Rescan),
+        Operation::ENUMERATE_BUS => Ok(Incoming::Rescan),
+        Operation::REMOVE_DEVICE => Ok(Incoming::Removed),
         // Names of Fibre Channel adapters are read at initialization alone: Linux refuses them here.
         Operation::COMPLETE_IO | Operation::FCHBA_DATA => {
             Err(IncomingError::AnswerToNothing(operation))

@@ -90,8 +90,7 @@ impl Writer<'_> {
         until_in_guest(self.vm, "[ -s /run/written ]", IO_LIMIT).context("the writer")?;
         let first: u64 = self.vm.read("/run/written")?.trim().parse()?;
         let wanted = first + u64::from(files) - 1;
-        let condition =
-            format!("[ -s /run/written ] && [ $(cat /run/written) -ge {wanted} ]");
+        let condition = format!("[ -s /run/written ] && [ $(cat /run/written) -ge {wanted} ]");
         until_in_guest(self.vm, &condition, IO_LIMIT).context("the writer")?;
         Ok(wanted)
     }
@@ -194,7 +193,10 @@ fn one_cut(
             };
             fault(vm, Some(0x35), u32::MAX, done)?;
         }
-        Wrong::Guest => vm.write(&format!("/sys/block/{name}/queue/write_cache"), "write through")?,
+        Wrong::Guest => vm.write(
+            &format!("/sys/block/{name}/queue/write_cache"),
+            "write through",
+        )?,
     }
     let writer = Writer {
         vm,

@@ -156,7 +156,9 @@ fn hot_plug(ctx: &Ctx) -> Result<()> {
             vm.sh("ls -d /sys/block/sd* | wc -l")?.trim(),
             "1",
         )?;
-        ctx.figure(format!("{times} times, {ms:.0} ms each beside {load_rate:.0} requests/s"));
+        ctx.figure(format!(
+            "{times} times, {ms:.0} ms each beside {load_rate:.0} requests/s"
+        ));
         Ok(())
     })
 }

@@ -239,13 +239,13 @@ fn attack_answer_that_is_none() {
 #[test]
 fn packets_are_told_apart_by_id() {
     let notice = |operation| VstorPacket::notice(operation);
-    for operation in [Operation::ENUMERATE_BUS, Operation::REMOVE_DEVICE] {
-        assert_eq!(classify(0, notice(operation).bytes()), Ok(Incoming::Rescan));
+    for (operation, meant) in [
+        (Operation::ENUMERATE_BUS, Incoming::Rescan),
+        (Operation::REMOVE_DEVICE, Incoming::Removed),
+    ] {
+        assert_eq!(classify(0, notice(operation).bytes()), Ok(meant));
         // Four bytes are enough for a notice.
-        assert_eq!(
-            classify(0, &operation.0.to_le_bytes()),
-            Ok(Incoming::Rescan)
-        );
+        assert_eq!(classify(0, &operation.0.to_le_bytes()), Ok(meant));
     }
     assert_eq!(
         classify(0, notice(Operation::EVENT_NOTIFICATION).bytes()),

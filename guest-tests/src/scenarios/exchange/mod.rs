@@ -33,8 +33,11 @@ pub fn scenarios() -> Vec<Scenario> {
     all
 }
 
-/// What a program of the daemons' side may take.
-const DAEMON_LIMIT: Duration = Duration::from_secs(600);
+/// What a program of the Debian image may take.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long daemons and writers may run: longer than a hundred backups.
+const DAEMON_LIMIT: Duration = Duration::from_secs(3 * 3600);
 
 /// Longer than the guest's driver gives its daemon.
 const ANSWER_LIMIT_MS: u64 = 60_000;
@@ -158,7 +161,7 @@ fn debian(vm: &Vm, command: &str) -> Result<String> {
     let quoted = command.replace('\'', r"'\''");
     let out = vm.run(
         &format!("LC_ALL=C chroot /debian /bin/sh -c '{quoted}'"),
-        DAEMON_LIMIT,
+        PROGRAM_LIMIT,
     )?;
     ensure!(out.rc == Some(0), "{command}: {}", describe(&out));
     Ok(out.stdout.text())

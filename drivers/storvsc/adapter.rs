@@ -10,7 +10,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use hv_vmbus::{
     channel::{
-        CallbackMode, GpaRangeHeader, Handler, InRing, Receiver, RingProducer, SendError,
+        CallbackMode, GpaRangeHeader, Handler, InRing, Receiver, RingProducer, SendError, Signal,
         WriteError,
     },
     log::Show,
@@ -26,10 +26,13 @@ use vmbus_proto::storvsc::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
+    batches::Batches,
     chores::Chores,
     links::{Link, Links, Map, PRIMARY},
     logging_level,
-    scsi::{Command, DeviceSettings, Direction, HostByte, HostDriver, Limits, ScsiHost, Slots},
+    scsi::{
+        Command, DeviceSettings, Direction, HostByte, HostDriver, Limits, ScsiHost, Slots, MAX_CDB,
+    },
 };
 
 /// Milliseconds that the host has for an answer to a control request, and that a command has before SCSI looks after it.
@@ -69,6 +72,7 @@ pub(crate) struct Adapter {
     kind: Kind,
     port: u8,
     slots: Slots,
+    batches: Batches,
     pub(crate) links: Arc<Links>,
     pub(crate) chores: Deferred<Chores>,
     /// The primary channel was taken away or is broken, or the device is being removed: nothing is sent any more.
@@ -96,11 +100,13 @@ impl Adapter {
         let chores = Chores::new(host, links.clone(), limits, kind == Kind::Ide)?;
         let chores = hv_vmbus::new_deferred!(chores, c"hv_storvsc_rs::chores")?;
         let slots = Slots::new(limits.hw_queues, limits.can_queue)?;
+        let batches = Batches::new(limits.hw_queues)?;
         Arc::pin_init(
             pin_init!(Self {
                 kind,
                 port,
                 slots,
+                batches,
                 links,
                 chores,
                 gone: AtomicBool::new(false),
@@ -154,6 +160,16 @@ impl Adapter {
         GpaRangeHeader {
             byte_count: command.len(),
             byte_offset: command.page_offset(),
+        }
+    }
+
+    /// Gives the signal that is owed for commands of a hardware queue.
+    #[cold]
+    fn settle(&self, map: &Map, queue: u32) {
+        // A channel that is not there any more owes nothing.
+        let link = self.batches.take(queue).and_then(|way| map.of_way(way));
+        if let Some(link) = link {
+            link.sender.sender().signal_owed();
         }
     }
 
@@ -542,15 +558,42 @@ impl Adapter {
 impl HostDriver for Adapter {
     #[inline]
     fn queue(&self, command: Command) -> Result<(), Command> {
+        let (queue, may_wait) = (command.queue(), command.may_wait());
         let map = self.links.map.read();
         let Some(own) = map.own(cpu::current()) else {
             return self.not_sent(command);
         };
-        let sender = own.sender.sender();
-        match sender.try_send_value(command, |ring, command| self.write(own, ring, command)) {
-            Ok(()) => Ok(()),
-            Err(command) => self.send_otherwise(&map, own, command),
+        if usize::from(command.cdb_len()) > MAX_CDB {
+            command.fail(HostByte::Abort);
+            self.settle(&map, queue);
+            return Ok(());
         }
+        let sent = own
+            .sender
+            .sender()
+            .try_send_value(command, |ring, command| {
+                self.write(own, ring, command)?;
+                if may_wait && self.batches.may_owe(queue, own.way) {
+                    return Ok(Signal::Later);
+                }
+                Ok(Signal::Now)
+            });
+        match sent {
+            Ok(()) if may_wait || !self.batches.is_owed_elsewhere(queue, own.way) => Ok(()),
+            Ok(()) => {
+                self.settle(&map, queue);
+                Ok(())
+            }
+            Err(command) => {
+                let sent = self.send_otherwise(&map, own, command);
+                self.settle(&map, queue);
+                sent
+            }
+        }
+    }
+
+    fn commit(&self, queue: u32) {
+        self.settle(&self.links.map.read(), queue);
     }
 
     fn reset(&self) -> bool {

@@ -13,6 +13,7 @@
 #![deny(unsafe_code)]
 
 mod adapter;
+mod batches;
 mod chores;
 mod driver;
 mod links;

@@ -23,7 +23,7 @@ pub(crate) const PRIMARY: u32 = 0;
 pub(crate) struct Link {
     pub(crate) sender: SharedSender,
     /// Number of the channel among those of the device.
-    way: u32,
+    pub(crate) way: u32,
     /// The same as part of the ids of the commands that go by it.
     pub(crate) way_bits: u64,
     node: i32,
@@ -51,6 +51,11 @@ impl Map {
     #[inline]
     pub(crate) fn primary(&self) -> Option<&Link> {
         self.links.first()
+    }
+
+    /// The channel of `way`.
+    pub(crate) fn of_way(&self, way: u32) -> Option<&Link> {
+        self.links.iter().find(|link| link.way == way)
     }
 
     /// The channel for commands from `cpu`: its own, else one of its NUMA node, else any.

@@ -39,6 +39,10 @@ pub(crate) trait HostDriver: Send + Sync + 'static {
     /// some milliseconds.
     fn queue(&self, command: Command) -> Result<(), Command>;
 
+    /// No further command follows those of this hardware queue that [may wait](Command::may_wait), which `queue` took before. Context as of
+    /// `queue`.
+    fn commit(&self, queue: u32);
+
     /// Resets the adapter, since a command failed in a way that nothing else helps against, or since the user asks for it.
     /// When this returns true, no command that was in flight before still is. Process context.
     fn reset(&self) -> bool;
@@ -62,11 +66,8 @@ unsafe extern "C" fn hv_rs_scsi_queuecommand(
     let Ok(segments) = u32::try_from(unsafe { scsi_ffi::scsi_dma_map(command) }) else {
         return BUSY;
     };
-    // SAFETY: What `hv_rs_scsi_host_add` has put there: an `Adapter`, which stays until the host is unregistered.
-    let driver = unsafe {
-        let data = shost.byte_add(scsi_ffi::layout::HOST_DATA);
-        &*data.cast::<*const Adapter>().read()
-    };
+    // SAFETY: By the requirement.
+    let driver = unsafe { driver(shost) };
     // SAFETY: By the requirement, and mapped; never null.
     let command = unsafe { Command::new(NonNull::new_unchecked(command), segments) };
     match driver.queue(command) {
@@ -77,6 +78,29 @@ unsafe extern "C" fn hv_rs_scsi_queuecommand(
             unsafe { scsi_ffi::scsi_dma_unmap(raw.as_ptr()) };
             BUSY
         }
+    }
+}
+
+/// `commit_rqs` of all hosts.
+///
+/// # Safety
+/// Called by the SCSI layer, for a host that [`ScsiHost::register`] has registered.
+#[no_mangle]
+unsafe extern "C" fn hv_rs_scsi_commit_rqs(shost: *mut scsi_ffi::ScsiHost, queue: u16) {
+    // SAFETY: By the requirement.
+    unsafe { driver(shost) }.commit(queue.into());
+}
+
+/// The driver of a host.
+///
+/// # Safety
+/// `shost` is a host that [`ScsiHost::register`] has registered, and is so while the result is used.
+#[inline(always)]
+unsafe fn driver<'a>(shost: *mut scsi_ffi::ScsiHost) -> &'a Adapter {
+    // SAFETY: What `hv_rs_scsi_host_add` has put there: an `Adapter`, which stays until the host is unregistered.
+    unsafe {
+        let data = shost.byte_add(scsi_ffi::layout::HOST_DATA);
+        &*data.cast::<*const Adapter>().read()
     }
 }
 
@@ -162,7 +186,9 @@ impl ScsiHost {
             max_channel: limits.max_channel,
             max_id: limits.max_id,
             max_lun: limits.max_lun,
-            max_cmd_len: MAX_CDB as u32,
+            // All that SCSI has room for: else it would end longer ones without telling the driver, who may be waiting for the
+            // last one of several.
+            max_cmd_len: 32,
             dma_align_mask: 4095,
         };
         // CAST: `Device` is a transparent wrapper of `struct device`.

@@ -17,7 +17,7 @@ use super::scsi_ffi::{
     ScsiCommand, //
 };
 
-/// Bytes of the longest command that a host of this layer takes.
+/// Bytes of the longest command that hosts know.
 pub(crate) const MAX_CDB: usize = 16;
 
 /// Size of a command's sense buffer (`SCSI_SENSE_BUFFERSIZE`).
@@ -33,6 +33,8 @@ pub(crate) enum HostByte {
     NoConnect = 0x01,
     /// Could not be sent; tried again, a limited number of times.
     BusBusy = 0x02,
+    /// Not for this host.
+    Abort = 0x05,
     /// Failed.
     Error = 0x07,
     /// Ended by a reset.
@@ -112,14 +114,14 @@ impl Command {
         }
     }
 
-    /// Bytes of the command descriptor block, at most [`MAX_CDB`].
+    /// Bytes of the command descriptor block, at most 32.
     #[inline]
     pub(crate) fn cdb_len(&self) -> u8 {
         // SAFETY: A member.
         unsafe { self.get::<u16>(layout::COMMAND_CDB_LEN) as u8 }
     }
 
-    /// The command descriptor block, with the zeroes that SCSI puts behind it.
+    /// The command descriptor block, its first [`MAX_CDB`] bytes, with the zeroes that SCSI puts behind it.
     #[inline]
     pub(crate) fn cdb(&self) -> [u32; MAX_CDB / 4] {
         // SAFETY: A member has this size and alignment, or more, and does not change before the command is over.
@@ -200,9 +202,28 @@ impl Command {
         }
     }
 
+    /// Whether the command may wait for a later one of the same queue, with which the host hears of both. SCSI says then that more
+    /// commands come, and sends one of them to the driver, or calls [`HostDriver::commit`](super::HostDriver::commit).
+    ///
+    /// Not so with those that are passed through: of the commands that follow, SCSI itself ends those for a device that is being removed
+    /// (`scsi_dispatch_cmd`, SDEV_DEL), and tells the driver nothing. When that comes, no others are in flight any more: the disk's driver
+    /// has been unbound, which waits for them.
+    #[inline]
+    pub(crate) fn may_wait(&self) -> bool {
+        const LAST: u32 = 1 << 2;
+        // Operations to the device, in and out, in the byte that tells the operation.
+        const PASS_THROUGH: [u8; 2] = [34, 35];
+        // SAFETY: Members; asserted in `scsi_layout.c`.
+        unsafe {
+            self.get::<u32>(layout::COMMAND_FLAGS) & LAST == 0
+                && !PASS_THROUGH
+                    .contains(&(self.get_of_request::<u32>(layout::REQUEST_FLAGS) as u8))
+        }
+    }
+
     /// Number of the hardware queue.
     #[inline]
-    pub(super) fn queue(&self) -> u32 {
+    pub(crate) fn queue(&self) -> u32 {
         // SAFETY: Members; a started request has a queue, which stays while it has requests.
         unsafe {
             let queue: *const u8 = self.get_of_request(layout::REQUEST_QUEUE);

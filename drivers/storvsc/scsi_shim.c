@@ -67,6 +67,7 @@ AT(struct hv_rs_scsi_host, data, 0);
 
 /* In scsi.rs, as are all other functions that are called for each command. */
 enum scsi_qc_status hv_rs_scsi_queuecommand(struct Scsi_Host *shost, struct scsi_cmnd *cmd);
+void hv_rs_scsi_commit_rqs(struct Scsi_Host *shost, u16 queue);
 
 #define HV_RS_TAGGED (1UL << 32)
 
@@ -143,6 +144,7 @@ static const struct scsi_host_template hv_rs_scsi_template = {
 	.name = "storvsc_host_t",
 	.proc_name = "storvsc_host",
 	.queuecommand = hv_rs_scsi_queuecommand,
+	.commit_rqs = hv_rs_scsi_commit_rqs,
 	.eh_timed_out = hv_rs_scsi_timed_out,
 	.eh_host_reset_handler = hv_rs_scsi_host_reset,
 	.sdev_init = hv_rs_scsi_sdev_init,

@@ -24,7 +24,7 @@ use crate::{
 mod receive;
 mod send;
 
-pub use crate::open::Sending;
+pub use crate::open::{Sending, Signal};
 pub use receive::{InRing, Received, Receiver};
 pub use send::{RingProducer, Sender};
 pub use vmbus_proto::{

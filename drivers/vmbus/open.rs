@@ -62,6 +62,8 @@ struct Tx {
     open: bool,
     /// The last packet found the ring full.
     was_full: bool,
+    /// A signal is due for packets that were written without one. See [`OpenCore::signal_owed`].
+    owed: bool,
 }
 
 /// The outgoing ring, locked, with interrupts off; see [`Sender::begin`](crate::channel::Sender::begin).
@@ -107,6 +109,15 @@ impl Drop for Sending<'_> {
 /// The receiving side.
 struct Rx {
     ring: Consumer<RingView>,
+}
+
+/// When the host hears of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// At once, if it does not look by itself.
+    Now,
+    /// Together with a later packet, or by [`Sender::signal_owed`](crate::channel::Sender::signal_owed): the sender sees to it.
+    Later,
 }
 
 /// See the [module's documentation](self).
@@ -170,6 +181,7 @@ impl OpenCore {
             ring: Producer::init(out_view).map_err(|_| EINVAL)?,
             open: true,
             was_full: false,
+            owed: false,
         };
         let rx = Rx {
             ring: Consumer::init(in_view).map_err(|_| EINVAL)?,
@@ -250,22 +262,29 @@ impl OpenCore {
         Ok(())
     }
 
-    /// As [`send_value`](Self::send_value), without the reasons: nothing was sent if `value` comes back.
+    /// As [`send_value`](Self::send_value), without the reasons: nothing was sent if `value` comes back. `write` tells whether the
+    /// host is signalled; if not, it is so by the next packet for which it is, or by [`signal_owed`](Self::signal_owed).
     #[inline(always)]
     pub(crate) fn try_send_value<T>(
         &self,
         value: T,
-        write: impl FnOnce(&mut Producer<RingView>, T) -> Result<(), T>,
+        write: impl FnOnce(&mut Producer<RingView>, T) -> Result<Signal, T>,
     ) -> Result<(), T> {
         let mut tx = self.tx.lock();
         if !tx.open {
             return Err(value);
         }
-        if let Err(value) = write(&mut tx.ring, value) {
-            tx.ring.revert();
-            return Err(value);
+        match write(&mut tx.ring, value) {
+            Ok(Signal::Now) => self.written(tx),
+            Ok(Signal::Later) => {
+                tx.was_full = false;
+                tx.owed |= tx.ring.commit();
+            }
+            Err(value) => {
+                tx.ring.revert();
+                return Err(value);
+            }
         }
-        self.written(tx);
         Ok(())
     }
 
@@ -276,11 +295,22 @@ impl OpenCore {
         tx.open.then_some(Sending { core: self, tx })
     }
 
+    /// Signals the host if that is due for packets that were written with [`Signal::Later`], and it has not read them by itself.
+    pub(crate) fn signal_owed(&self) {
+        let mut tx = self.tx.lock();
+        if core::mem::take(&mut tx.owed) && tx.open && !tx.ring.is_read() {
+            drop(tx);
+            bump(&self.stats().intr_out_empty);
+            self.signal_host();
+        }
+    }
+
     /// Shows the host what was written.
     #[inline(always)]
     fn written(&self, mut tx: IrqGuard<'_, Tx>) {
         tx.was_full = false;
-        let signal = tx.ring.commit();
+        let signal = tx.ring.commit() | tx.owed;
+        tx.owed = false;
         drop(tx);
         if signal {
             bump(&self.stats().intr_out_empty);

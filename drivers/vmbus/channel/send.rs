@@ -4,7 +4,7 @@
 
 use super::{
     Filled, GpaDirectRoom, GpaRangeHeader, GpaRun, PacketFlags, PacketType, PacketWriter,
-    SendError, Sending, WriteError,
+    SendError, Sending, Signal, WriteError,
 };
 use crate::{open::OpenCore, ring::RingView};
 use vmbus_proto::ring::{Producer, RingMemory};
@@ -193,7 +193,7 @@ impl Sender<'_> {
     }
 
     /// As [`send_with`](Self::send_with), for a packet that stands for `value`, in the fewest instructions: `write` takes that when
-    /// the packet is written, and gives it back when it is not.
+    /// the packet is written, and gives it back when it is not. It tells whether the host is to be signalled now.
     ///
     /// # Errors
     /// `value`, when nothing was sent: another way of sending tells why.
@@ -201,7 +201,7 @@ impl Sender<'_> {
     pub fn try_send_value<T>(
         &self,
         value: T,
-        write: impl FnOnce(&mut RingProducer<'_>, T) -> Result<(), T>,
+        write: impl FnOnce(&mut RingProducer<'_>, T) -> Result<Signal, T>,
     ) -> Result<(), T> {
         self.core
             .try_send_value(value, |ring, value| write(&mut RingProducer(ring), value))
@@ -220,6 +220,12 @@ impl Sender<'_> {
     ) -> Result<(), (SendError, T)> {
         self.core
             .send_value(value, |ring, value| write(&mut RingProducer(ring), value))
+    }
+
+    /// Gives the signal that packets sent with [`Signal::Later`] are owed, if no later packet has done so and the host has not read
+    /// them by itself.
+    pub fn signal_owed(&self) {
+        self.core.signal_owed();
     }
 
     /// After [`SendError::Full`]: asks the host for a signal, and so for a call of the handler, once there is room. True

@@ -434,6 +434,11 @@ impl<M: RingMemory> Producer<M> {
         self.memory.load(ControlWord::ReadIndex) == old
     }
 
+    /// Whether the consumer has read all that was committed: then it need not be told of any of it.
+    pub fn is_read(&self) -> bool {
+        self.memory.load(ControlWord::ReadIndex) == self.committed
+    }
+
     /// Forgets the packets written since the last commit.
     pub fn revert(&mut self) {
         self.free = self

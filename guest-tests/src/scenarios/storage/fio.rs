@@ -50,6 +50,7 @@ fallocate=none
 filename=RAW
 rw=randwrite
 iodepth=64
+iodepth_batch_submit=16
 numjobs=2
 offset_increment=SIZE
 [raw-sequential]

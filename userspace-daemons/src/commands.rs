@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::pipe::{pipe_with, PipeFlags};
@@ -84,7 +85,12 @@ pub fn run(
         .stdout(write.try_clone()?)
         .stderr(write)
         .process_group(0);
-    let mut child = command.spawn()?;
+    // The daemon has SIGTERM blocked for its signalfd(2), and a child inherits that: it could not be asked to end, nor could a service
+    // that it starts. A signal that comes just now ends the daemon, as it was meant to.
+    let mask = SigSet::empty().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let spawned = command.spawn();
+    mask.thread_set_mask()?;
+    let mut child = spawned?;
     // The command holds the pipe's write end, which would keep its read end from ever ending.
     drop(command);
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -216,6 +222,19 @@ mod tests {
         assert_eq!(done.last_line(), "err");
         assert_eq!(sh("kill -9 $$", 20_000).outcome, Outcome::Killed(9));
         assert!(run(Path::new("/nonexistent"), &[""; 0], &[], GRACE, None).is_err());
+    }
+
+    #[test]
+    fn children_can_be_asked_to_end() {
+        use nix::sys::signal::Signal::SIGTERM;
+        let mut blocked = SigSet::empty();
+        blocked.add(SIGTERM);
+        blocked.thread_block().unwrap();
+        let begin = Instant::now();
+        let done = sh("exec sleep 100", 100);
+        assert_eq!(done.outcome, Outcome::TimedOut);
+        assert!(begin.elapsed() < GRACE, "it had to be killed");
+        assert!(SigSet::thread_get_mask().unwrap().contains(SIGTERM));
     }
 
     #[test]

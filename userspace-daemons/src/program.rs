@@ -155,7 +155,7 @@ fn background() -> io::Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
-/// SIGTERM and SIGINT as a file descriptor. Children get an empty mask: std sees to that.
+/// SIGTERM and SIGINT as a file descriptor. Programs that are run get an empty mask: `commands` sees to that.
 fn signals() -> io::Result<SignalFd> {
     let mut set = SigSet::empty();
     set.add(Signal::SIGTERM);

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::signal::SigSet;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::pipe::{pipe_with, PipeFlags};
@@ -85,12 +85,8 @@ pub fn run(
         .stdout(write.try_clone()?)
         .stderr(write)
         .process_group(0);
-    // The daemon has SIGTERM blocked for its signalfd(2), and a child inherits that: it could not be asked to end, nor could a service
-    // that it starts. A signal that comes just now ends the daemon, as it was meant to.
-    let mask = SigSet::empty().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-    let spawned = command.spawn();
-    mask.thread_set_mask()?;
-    let mut child = spawned?;
+    unblock_signals(&mut command);
+    let mut child = command.spawn()?;
     // The command holds the pipe's write end, which would keep its read end from ever ending.
     drop(command);
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -196,6 +192,15 @@ fn drain(pipe: &OwnedFd, output: &mut Vec<u8>) -> bool {
     }
 }
 
+/// Has the command begin with no signal blocked. The daemons have SIGTERM blocked for their signalfd(2), and a child inherits that:
+/// it could not be asked to end, nor could a service that it starts. In the child alone: a signal that waits for the daemon must
+/// not end it here, before what it still has to run.
+#[allow(unsafe_code)]
+fn unblock_signals(command: &mut Command) {
+    // SAFETY: sigprocmask(2) may be called between fork and exec, and nothing is allocated.
+    unsafe { command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?)) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,6 +240,18 @@ mod tests {
         assert_eq!(done.outcome, Outcome::TimedOut);
         assert!(begin.elapsed() < GRACE, "it had to be killed");
         assert!(SigSet::thread_get_mask().unwrap().contains(SIGTERM));
+    }
+
+    #[test]
+    fn a_signal_that_waits_does_not_end_the_daemon() {
+        use nix::sys::signal::{raise, Signal::SIGTERM};
+        let mut blocked = SigSet::empty();
+        blocked.add(SIGTERM);
+        blocked.thread_block().unwrap();
+        raise(SIGTERM).unwrap();
+        let done = sh("echo thawed", 20_000);
+        assert_eq!(done.output.trim(), "thawed");
+        assert_eq!(blocked.wait(), Ok(SIGTERM));
     }
 
     #[test]

@@ -548,11 +548,12 @@ impl Queue {
             let e = sending.fail(e);
             return Err((self.send_failed(e, queue), packet));
         }
-        // Nothing fails from here on. The host may complete it as soon as it is visible.
-        ticket.park(keep(packet), message.note.to_u64());
+        // Nothing fails from here on. What is counted at its completion is counted before it is parked: from then on a host that
+        // guesses the id can complete it.
         if message.limit != 0 {
             queue.sent(message.limit, false);
         }
+        ticket.park(keep(packet), message.note.to_u64());
         let mark = ring.size() / LOW_WATER;
         let low = !matches!(ring.has_room(mark), Ok(true));
         sending.commit();

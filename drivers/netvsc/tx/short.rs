@@ -88,7 +88,7 @@ impl Queue {
         };
         let (kind, flags) = (PacketType::DATA_INBAND, PacketFlags::COMPLETION_REQUESTED);
         let mut ring = sending.ring();
-        // The long way stops the queue when there would not be so much.
+        // The long way stops the queue when there would not be more than that.
         let keep = ring.size() / LOW_WATER;
         if !ring.put_words(keep, kind, flags, ticket.id(), words) {
             drop(sending);
@@ -101,8 +101,9 @@ impl Queue {
             bytes,
             limited: true,
         };
-        ticket.park(keep_packet(packet), note.to_u64());
+        // Before it is parked: from then on a host that guesses the id can complete it.
         queue.sent(bytes, false);
+        ticket.park(keep_packet(packet), note.to_u64());
         sending.commit();
         Ok(())
     }

@@ -165,10 +165,12 @@ impl Adapter {
 
     /// Gives the signal that is owed for commands of a hardware queue.
     #[cold]
-    fn settle(&self, map: &Map, queue: u32) {
-        // A channel that is not there any more owes nothing.
-        let link = self.batches.take(queue).and_then(|way| map.of_way(way));
-        if let Some(link) = link {
+    fn settle(&self, queue: u32) {
+        let Some(way) = self.batches.take(queue) else {
+            return;
+        };
+        // Read after the name was taken: an older map may not have the channel yet. One that is not there any more owes nothing.
+        if let Some(link) = self.links.map.read().of_way(way) {
             link.sender.sender().signal_owed();
         }
     }
@@ -565,7 +567,7 @@ impl HostDriver for Adapter {
         };
         if usize::from(command.cdb_len()) > MAX_CDB {
             command.fail(HostByte::Abort);
-            self.settle(&map, queue);
+            self.settle(queue);
             return Ok(());
         }
         let sent = own
@@ -581,19 +583,19 @@ impl HostDriver for Adapter {
         match sent {
             Ok(()) if may_wait || !self.batches.is_owed_elsewhere(queue, own.way) => Ok(()),
             Ok(()) => {
-                self.settle(&map, queue);
+                self.settle(queue);
                 Ok(())
             }
             Err(command) => {
                 let sent = self.send_otherwise(&map, own, command);
-                self.settle(&map, queue);
+                self.settle(queue);
                 sent
             }
         }
     }
 
     fn commit(&self, queue: u32) {
-        self.settle(&self.links.map.read(), queue);
+        self.settle(queue);
     }
 
     fn reset(&self) -> bool {

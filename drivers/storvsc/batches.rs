@@ -11,7 +11,8 @@
 //! - A command is sent without signal only while its queue names its channel ([`may_owe`](Batches::may_owe), under the ring's lock).
 //! - Who ends the row either signals on that channel itself, or takes the name out ([`take`](Batches::take)) and then, under the ring's lock,
 //!   gives the signal that is owed. A sender that had the name before has written its command by then, or names the channel anew.
-//! - The block layer ends each row: it sends a command that may not wait, or calls `commit_rqs`. All commands but those that are passed through
+//! - The block layer ends each row: it sends a command that may not wait, or calls `commit_rqs`; it freezes a queue, and so waits for rows, before
+//!   it quiesces it. All commands but those that are passed through
 //!   reach the driver ([`Command::may_wait`](crate::scsi::Command::may_wait)).
 //! - When a channel is closed its commands end, signalled or not.
 #![forbid(unsafe_code)]
@@ -22,7 +23,7 @@ use kernel::prelude::*;
 /// See the [module's documentation](self).
 pub(crate) struct Batches {
     /// For each hardware queue the way of a channel, plus 1, that may owe a signal for its commands; 0: none does.
-    // Relaxed: who ends a row has begun it, or the ring's lock orders the two.
+    // Release and acquire: who takes a name out finds its channel in the map of channels that it reads after that.
     owing: KVVec<AtomicU32>,
 }
 
@@ -46,7 +47,7 @@ impl Batches {
         let this = way.wrapping_add(1);
         owing.load(Ordering::Relaxed) == this
             || owing
-                .compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed)
+                .compare_exchange(0, this, Ordering::Release, Ordering::Relaxed)
                 .is_ok()
     }
 
@@ -63,7 +64,7 @@ impl Batches {
     pub(crate) fn take(&self, queue: u32) -> Option<u32> {
         self.owing
             .get(queue as usize)?
-            .swap(0, Ordering::Relaxed)
+            .swap(0, Ordering::Acquire)
             .checked_sub(1)
     }
 }

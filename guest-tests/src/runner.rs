@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -256,6 +257,7 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Totals {
     let queue = Mutex::new(queue);
     let totals = Mutex::new(Totals::default());
     let printed = Mutex::new(0usize);
+    let second_runs = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..options.jobs.max(1) {
             scope.spawn(|| loop {
@@ -276,12 +278,16 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Totals {
                 };
                 let begin = Instant::now();
                 let mut result = run_once(&scenario, &ctx);
-                if let (Err(_), Some(logs)) = (&result, stale_guest(&ctx)) {
+                if let (Err(err), Some(logs)) = (&result, stale_guest(&ctx, &second_runs)) {
+                    println!(
+                        "        {}::{} is run a second time: QEMU ran an instruction no longer in memory, see {}\n    {}",
+                        suite.name,
+                        scenario.name,
+                        logs.display(),
+                        format!("{err:#}").replace('\n', "\n    ")
+                    );
                     *ctx.notes() = Notes::default();
-                    ctx.figure(format!(
-                        "run a second time: QEMU ran an instruction no longer in memory, see {}",
-                        logs.display()
-                    ));
+                    ctx.figure("second run");
                     result = run_once(&scenario, &ctx);
                 }
                 let took = begin.elapsed();
@@ -312,14 +318,19 @@ fn run_once(scenario: &Scenario, ctx: &Ctx) -> Result<()> {
     })
 }
 
+/// How many tests of one run may be run a second time. More would mean that something else is the cause.
+const SECOND_RUNS: usize = 3;
+
 /// The logs of the guest of this test, if any, whose kernel died of a fault in QEMU's translator
-/// ([`ran_stale_instruction`]), kept aside.
-fn stale_guest(ctx: &Ctx) -> Option<PathBuf> {
+/// ([`ran_stale_instruction`]), kept aside; `None` when that happened too often in this run.
+fn stale_guest(ctx: &Ctx, second_runs: &AtomicUsize) -> Option<PathBuf> {
     let guests = ctx.notes().guests.clone();
     guests.iter().find_map(|name| {
         let logs = ctx.env.logs.join(name);
         let console = std::fs::read(logs.join("console.log")).ok()?;
-        if !ran_stale_instruction(&String::from_utf8_lossy(&console)) {
+        if !ran_stale_instruction(&String::from_utf8_lossy(&console))
+            || second_runs.fetch_add(1, Ordering::Relaxed) >= SECOND_RUNS
+        {
             return None;
         }
         let kept = ctx.env.logs.join(format!("{name}-stale"));
@@ -428,8 +439,6 @@ pub fn clean_logs(env: &Env, tests: &[(Suite, Scenario)]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use super::*;
 
     fn env() -> Env {
@@ -492,7 +501,9 @@ mod tests {
             let test = Scenario::new("oops", "", move |ctx| {
                 let logs = ctx.env.logs.join(&ctx.config().name);
                 std::fs::create_dir_all(&logs)?;
-                let text = format!("[ 2.3] Oops: int3: 0000 [#1] SMP\n[ 2.3] Code: {code}\n");
+                let text = format!(
+                    "[ 2.3] Oops: int3: 0000 [#1] SMP\n[ 2.3] RIP: 0010:f+0x1/0x2\n[ 2.3] Code: {code}\n"
+                );
                 std::fs::write(logs.join("console.log"), text)?;
                 ensure(seen.fetch_add(1, Ordering::SeqCst) > 0, "the guest died")
             });

@@ -154,7 +154,7 @@ pub struct Sender<'a> {
     pub(super) core: &'a OpenCore,
 }
 
-impl Sender<'_> {
+impl<'a> Sender<'a> {
     /// Sends `payload`. With `completion`, asks the host to answer with a completion packet that carries `transaction_id`.
     ///
     /// # Errors
@@ -236,9 +236,7 @@ impl Sender<'_> {
     pub fn request_space(&self, needed: u32) -> Result<bool, SendError> {
         self.core.request_space(needed)
     }
-}
 
-impl<'a> Sender<'a> {
     /// Takes the outgoing ring, to write packets that become visible to the host together with [`Sending::commit`], and do not
     /// exist when the result is dropped before. With interrupts off, so for a short time. `None`: nothing may be sent; another way of
     /// sending tells why.
@@ -246,9 +244,7 @@ impl<'a> Sender<'a> {
     pub fn begin(self) -> Option<Sending<'a>> {
         self.core.begin_send()
     }
-}
 
-impl Sender<'_> {
     /// Size in bytes of the outgoing ring's data area.
     pub fn ring_size(&self) -> u32 {
         self.core.view(true).data_size()

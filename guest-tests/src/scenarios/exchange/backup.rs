@@ -198,6 +198,26 @@ fn check_flags(ctx: &Ctx) -> u32 {
     }
 }
 
+/// Makes an ext4 on the disk, and mounts it at its [`place`].
+pub(super) fn mount_ext4(vm: &Vm, disk: &str) -> Result<()> {
+    let dir = place("ext4");
+    let make = format!(
+        "set -e; mkfs.ext4 -q /dev/{disk}; mkdir -p {dir}; mount -t ext4 /dev/{disk} {dir}"
+    );
+    debian(vm, &make).map(drop)
+}
+
+/// Freezes, as soon as a daemon answers, and sees that the ext4 is frozen.
+pub(super) fn freeze_ext4(vm: &Vm) -> Result<()> {
+    until_served(vm)?;
+    status_is("freeze", backup(vm, BackupOp::Freeze)?.status, 0)?;
+    ensure!(
+        !writable(vm, "ext4", Duration::from_millis(300))?,
+        "not frozen"
+    );
+    Ok(())
+}
+
 /// Waits until a daemon answers; the flags of its answer.
 pub(super) fn until_served(vm: &Vm) -> Result<u32> {
     let begin = Instant::now();
@@ -219,27 +239,12 @@ fn broken(ctx: &Ctx) -> Result<()> {
     let config = config(ctx).disk(Disk::file(image.path(), 0));
     guest(ctx, config, |vm| {
         let disk = super::super::storage::block(vm, "scsi0", 0)?;
-        let dir = place("ext4");
-        debian(
-            vm,
-            &format!(
-                "set -e; mkfs.ext4 -q /dev/{disk}; mkdir -p {dir}; mount -t ext4 /dev/{disk} {dir}"
-            ),
-        )?;
+        mount_ext4(vm, &disk)?;
         let thawed = |what: &str, limit: Duration| -> Result<()> {
             ensure!(
                 writable(vm, "ext4", limit)?,
                 "{what}: still frozen after {} s",
                 limit.as_secs()
-            );
-            Ok(())
-        };
-        let freeze = || -> Result<()> {
-            until_served(vm)?;
-            status_is("freeze", backup(vm, BackupOp::Freeze)?.status, 0)?;
-            ensure!(
-                !writable(vm, "ext4", Duration::from_millis(300))?,
-                "not frozen"
             );
             Ok(())
         };
@@ -250,13 +255,13 @@ fn broken(ctx: &Ctx) -> Result<()> {
 
         // The daemon dies: its watchdog thaws at once.
         let daemon = Running::start(vm, &command)?;
-        freeze()?;
+        freeze_ext4(vm)?;
         daemon.kill()?;
         thawed("daemon killed", SOON)?;
 
         // The host is heard of no more: thawed at the limit, and a late THAW is told that the copy is worth nothing.
         let daemon = Running::start(vm, &command)?;
-        freeze()?;
+        freeze_ext4(vm)?;
         thawed("host gone", SOON)?;
         status_is(
             "thaw that is late",

@@ -5,8 +5,8 @@
 use anyhow::{ensure, Context, Result};
 use hvctl::{BackupOp, KvpKind, KvpOp, KvpPool};
 
-use super::backup::{place, until_served, writable};
-use super::{backup, config, debian, guest, kvp, status_is, Running};
+use super::backup::{freeze_ext4, mount_ext4, writable};
+use super::{backup, config, guest, kvp, status_is, Running};
 use crate::disks::{Disk, Scratch};
 use crate::runner::{equal, Ctx, Scenario};
 use crate::scenarios::power::{can_sleep, prepare, SWAP_BYTES};
@@ -35,13 +35,7 @@ struct Served<'a> {
 
 impl<'a> Served<'a> {
     fn start(vm: &'a Vm, disk: &str) -> Result<Self> {
-        let dir = place("ext4");
-        debian(
-            vm,
-            &format!(
-                "set -e; mkfs.ext4 -q /dev/{disk}; mkdir -p {dir}; mount -t ext4 /dev/{disk} {dir}"
-            ),
-        )?;
+        mount_ext4(vm, disk)?;
         let served = Self {
             vm,
             kvp: Running::serving(vm, "kvp")?,
@@ -66,12 +60,7 @@ impl<'a> Served<'a> {
         }
         equal(what, get(self.vm, "before")?.as_deref(), Some("1"))?;
         set(self.vm, "after", what)?;
-        until_served(self.vm)?;
-        status_is("freeze", backup(self.vm, BackupOp::Freeze)?.status, 0)?;
-        ensure!(
-            !writable(self.vm, "ext4", std::time::Duration::from_millis(300))?,
-            "not frozen {what}"
-        );
+        freeze_ext4(self.vm).with_context(|| what.to_owned())?;
         status_is("thaw", backup(self.vm, BackupOp::Thaw)?.status, 0)?;
         ensure!(writable(self.vm, "ext4", SOON)?, "not thawed {what}");
         Ok(())

@@ -26,15 +26,11 @@ impl<M: RingMemory> Producer<M> {
         let descriptor = PacketDescriptor::new(packet_type, flags, transaction_id, 0, N << 3)
             .ok_or(WriteError::TooLarge)?;
         self.reserve(descriptor.ring_len(), keep)?;
+        if self.place_words(&descriptor, transaction_id, payload) {
+            return Ok(());
+        }
         let start = self.next;
         let head = [descriptor.low_word(), transaction_id];
-        if let Some((packet, [trailer])) = self.split_words(&descriptor) {
-            if fill(packet, head, &[], payload).is_some() {
-                store(trailer, u64::from(start) << 32);
-                self.move_on(descriptor.ring_len());
-                return Ok(());
-            }
-        }
         // Nothing is wrapped at the end of the area: `write_far` takes that. Indexes and lengths are below 2^30.
         self.memory.write_far(start, head.as_bytes());
         let at = start.wrapping_add(DESCRIPTOR_SIZE);
@@ -63,7 +59,18 @@ impl<M: RingMemory> Producer<M> {
         if u64::from(len).wrapping_add(keep.into()) > self.free.into() || self.pending != 0 {
             return false;
         }
-        let Some((packet, [trailer])) = self.split_words(&descriptor) else {
+        self.place_words(&descriptor, transaction_id, payload)
+    }
+
+    /// Writes the packet in place, for which there is room; false where the memory has no [window](RingMemory::window).
+    #[inline(always)]
+    fn place_words<const N: usize>(
+        &mut self,
+        descriptor: &PacketDescriptor,
+        transaction_id: u64,
+        payload: [u64; N],
+    ) -> bool {
+        let Some((packet, [trailer])) = self.split_words(descriptor) else {
             return false;
         };
         let head = [descriptor.low_word(), transaction_id];
@@ -71,7 +78,7 @@ impl<M: RingMemory> Producer<M> {
             return false;
         }
         store(trailer, u64::from(self.next) << 32);
-        self.move_on(len);
+        self.move_on(descriptor.ring_len());
         true
     }
 

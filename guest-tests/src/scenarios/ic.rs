@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use hvctl::{Command, Fault, SampleKind, ShutdownKind};
 
+use crate::net::hex;
 use crate::runner::{ensure, equal, Ctx, Scenario};
 use crate::vm::{Vm, SOON};
 
@@ -224,16 +225,6 @@ fn message(claimed: usize, message_type: u16, flags: u8, body: &[u8]) -> String 
     bytes.extend([0x77, flags, 0, 0]);
     bytes.extend(body);
     hex(&bytes)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn hostile(ctx: &Ctx) -> Result<()> {

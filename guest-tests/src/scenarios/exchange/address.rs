@@ -11,6 +11,7 @@ use hvctl::{IpSettings, KvpOp};
 use super::{config, guest, installed, kvp, status_is, Daemons, Running, FAIL, NO_ADAPTER};
 use crate::net::{Backend, Nic};
 use crate::runner::{equal, Ctx, Scenario};
+use crate::scenarios::network::interface;
 use crate::vm::{Vm, SOON};
 
 pub fn scenarios() -> Vec<Scenario> {
@@ -105,11 +106,7 @@ fn set_ip(ctx: &Ctx) -> Result<()> {
     let config = config(ctx).nic(Nic::new(Backend::None));
     guest(ctx, config, |vm| {
         installed(vm, Daemons::Debian)?;
-        let interface = vm
-            .sh("for i in /sys/class/net/*; do test ! -e $i/device/device_id || basename $i; done")?
-            .trim()
-            .to_owned();
-        ensure!(!interface.is_empty(), "no interface of the card");
+        let interface = interface(vm, "net0")?;
         let guid = vm.read(&format!("/sys/class/net/{interface}/device/device_id"))?;
         let mac = vm
             .read(&format!("/sys/class/net/{interface}/address"))?

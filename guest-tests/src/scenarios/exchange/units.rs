@@ -12,6 +12,7 @@ use super::{backup, config, kvp, status_is};
 use crate::disks::Scratch;
 use crate::net::{Backend, Nic};
 use crate::runner::{equal, Ctx, Scenario};
+use crate::scenarios::network::interface;
 use crate::scenarios::storage::boot::{fsck, on_disk};
 use crate::vm::{describe, Vm, SOON};
 use crate::Drivers;
@@ -247,10 +248,7 @@ fn networkd(vm: &Vm) -> Result<()> {
         "rm -f /etc/systemd/system/systemd-networkd.service /etc/systemd/system/systemd-networkd.socket; \
          systemctl daemon-reload && systemctl start systemd-networkd",
     )?;
-    let interface = vm
-        .sh("for i in /sys/class/net/*; do test ! -e $i/device/device_id || basename $i; done")?
-        .trim()
-        .to_owned();
+    let interface = interface(vm, "net0")?;
     let has = |address: &str| -> Result<()> {
         let begin = std::time::Instant::now();
         loop {

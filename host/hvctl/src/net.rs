@@ -267,7 +267,7 @@ pub enum NetFault {
         /// Milliseconds, of the guest's time.
         ms: u64,
     },
-    /// A field of a message to the guest is overwritten.
+    /// A field of a message to the guest is overwritten: of the next one that has it.
     Patch {
         /// Which message.
         message: NetMessage,
@@ -280,7 +280,7 @@ pub enum NetFault {
         /// New value, little-endian.
         value: u64,
     },
-    /// A message to the guest ends early.
+    /// A message to the guest ends early: the next one that is longer.
     Cut {
         /// Which message.
         message: NetMessage,

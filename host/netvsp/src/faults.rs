@@ -9,6 +9,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::post::Message;
 
+/// Bytes of [`NetPart::Packet`].
+const PACKET_PART: usize = 16;
 /// A delay or stall longer than a day is cut.
 const MAX_MS: u64 = 86_400_000;
 /// How long frames are held for reordering.
@@ -256,7 +258,9 @@ impl Faults {
             return;
         }
         let hit = Rule::first(&mut self.messages, queue, |rule| {
-            rule.what == kind && rule.hit.part() == Some(NetPart::Rndis)
+            rule.what == kind
+                && rule.hit.part() == Some(NetPart::Rndis)
+                && rule.hit.changes(rndis.len())
         });
         match hit {
             Some(MessageHit::Patch {
@@ -283,7 +287,15 @@ impl Faults {
         }
         let kind = message.kind;
         let hit = Rule::first(&mut self.messages, queue, |rule| {
-            rule.what == kind && rule.hit.part() != Some(NetPart::Rndis)
+            let len = match rule.hit.part() {
+                Some(NetPart::Rndis) => return false,
+                Some(NetPart::Packet) => PACKET_PART,
+                Some(NetPart::Ranges) => message.transfer.as_ref().map_or(0, |(header, ranges)| {
+                    header.as_bytes().len() + ranges.as_bytes().len()
+                }),
+                Some(NetPart::Nvsp) | None => message.payload.len(),
+            };
+            rule.what == kind && rule.hit.changes(len)
         });
         let Some(hit) = hit else { return Fate::Once };
         self.count += 1;
@@ -304,6 +316,7 @@ impl Faults {
                     ranges.truncate((len as usize).saturating_sub(8) / 8);
                 }
             }
+            // A packet ends where its payload does.
             MessageHit::Cut { len, .. } => message.payload.truncate(len as usize),
             MessageHit::Patch {
                 part,
@@ -358,6 +371,17 @@ impl MessageHit {
             Self::Repeat | Self::Lose => None,
         }
     }
+
+    /// Whether a part of `len` bytes has what this changes. If not, the fault waits for a message that has.
+    fn changes(&self, len: usize) -> bool {
+        match *self {
+            Self::Patch { offset, width, .. } => {
+                (offset as usize).saturating_add(width.into()) <= len
+            }
+            Self::Cut { len: left, .. } => (left as usize) < len,
+            Self::Repeat | Self::Lose => true,
+        }
+    }
 }
 
 fn patch(bytes: &mut [u8], offset: u32, width: u8, value: u64) {
@@ -373,7 +397,7 @@ fn patch_message(message: &mut Message, part: NetPart, offset: u32, width: u8, v
     match part {
         NetPart::Packet => {
             // As in a descriptor; lengths are the ring's.
-            let mut bytes = [0; 16];
+            let mut bytes = [0; PACKET_PART];
             bytes[..2].copy_from_slice(message.packet_type.as_bytes());
             bytes[6..8].copy_from_slice(message.flags.as_bytes());
             bytes[8..].copy_from_slice(&message.id.to_le_bytes());

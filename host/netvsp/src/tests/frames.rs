@@ -287,6 +287,32 @@ fn a_stalled_nic_does_nothing_and_goes_on() {
 }
 
 #[test]
+fn a_fault_waits_for_a_message_that_has_what_it_changes() {
+    let mut guest = Guest::running(&[], 1500);
+    guest.fault(
+        1,
+        NetFault::Cut {
+            message: NetMessage::Data,
+            part: NetPart::Rndis,
+            len: 300,
+        },
+    );
+    for (len, hits) in [(60, 0), (1000, 1)] {
+        guest.arrive(&[frame(MAC, len)]);
+        let (id, messages) = guest.hear_rndis(0).expect("a frame");
+        assert_eq!(messages[0].len() == 300, hits == 1, "a frame of {len}");
+        assert_eq!(guest.info().counters.injected, hits);
+        guest.give_back(0, id);
+    }
+    // Of completions none has ranges.
+    let range = NetField::named("range-length").expect("a field");
+    guest.fault(1, range.patch(NetMessage::SendCompletion, 0));
+    guest.send_section(0, 3, &Guest::rndis(&frame([9; 6], 60), PacketInfo::NONE, 0));
+    assert!(guest.completed(0).is_some());
+    assert_eq!(guest.info().counters.injected, 1);
+}
+
+#[test]
 fn any_field_of_a_message_can_be_overwritten() {
     let mut guest = Guest::running(&[], 1500);
     let field = |name| NetField::named(name).expect("a field");

@@ -41,7 +41,7 @@ pub(crate) struct Link {
     pub(crate) alignment: AtomicU32,
     /// Queues in use.
     pub(crate) queues: AtomicU32,
-    /// Which packets' checksums the host fills in: see `tx::Checksums`.
+    /// Which packets' checksums the host fills in: see `tx::checksums`.
     pub(crate) checksums: AtomicU32,
     /// Queues must not be woken.
     pub(crate) tx_off: AtomicBool,
@@ -88,7 +88,7 @@ pub(crate) struct Queue {
     pub(crate) txq: TxQueue,
     pub(crate) tx: TxCell<TxState>,
     pub(crate) in_flight: InFlight,
-    /// The queue was stopped for want of room; the poll starts it again.
+    /// The queue was stopped for want of room, or packets wait for room; the poll starts it again, or sends them.
     pub(crate) stopped: AtomicBool,
     /// An XDP program is in.
     pub(crate) xdp: AtomicBool,

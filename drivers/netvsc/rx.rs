@@ -56,11 +56,28 @@ struct Coalesced {
     info: PacketInfo,
 }
 
+/// How far a message about received packets was taken that has more of them than a poll may take.
+#[derive(Clone, Copy)]
+struct Rest {
+    /// The message's transaction id: the host may put another one in its place.
+    id: u64,
+    /// Ranges that were taken.
+    taken: usize,
+    /// How these went.
+    status: NvspStatus,
+    /// How many of them in this poll.
+    packets: u32,
+}
+
 /// What belongs to the poll.
 pub(crate) struct RxState {
     /// Transaction ids of received packets that are to be completed, with how it went.
     completions: KVec<(u64, NvspStatus)>,
     coalesced: Coalesced,
+    /// A message of which this poll has left ranges.
+    rest: Option<Rest>,
+    /// The same of the poll before.
+    rest_before: Option<Rest>,
     /// Private copies of messages that are no frames.
     scratch: KVec<u8>,
     tally: Tally,
@@ -92,6 +109,8 @@ impl RxState {
                 bytes: 0,
                 info: PacketInfo::NONE,
             },
+            rest: None,
+            rest_before: None,
             scratch,
             tally: Tally::default(),
         })
@@ -135,6 +154,7 @@ impl Poller for Queue {
             return budget;
         };
         rx.mask_interrupts();
+        state.rest_before = state.rest.take();
         let mut done = 0;
         let mut left = budget.wrapping_mul(MESSAGES);
         let mut drained = false;
@@ -151,6 +171,11 @@ impl Poller for Queue {
                     break;
                 }
                 Taken::Left => {
+                    if let Some(rest) = &state.rest {
+                        // Kept in the ring for the next poll.
+                        done = rest.packets.saturating_add(done);
+                        break;
+                    }
                     let other = rx.next_with(|message| self.on_message(message, state));
                     if other.is_err() {
                         broken = true;
@@ -260,6 +285,9 @@ impl Queue {
         match packet.packet_type() {
             PacketType::DATA_USING_XFER_PAGES => {
                 let Some((packets, status)) = self.on_transfer(packet, state, napi) else {
+                    if state.rest.is_some() {
+                        return None;
+                    }
                     // Not such a message, so that no sections are to be given back.
                     self.malformed();
                     return Some(0);
@@ -369,7 +397,8 @@ impl Queue {
         }
     }
 
-    /// Takes a message about received packets. Returns how many these are, and what to tell the host; `None` when it is malformed.
+    /// Takes a message about received packets. Returns how many these are, and what to tell the host; `None` when it is malformed,
+    /// or, with `rest` in `state`, when there are more of them than a poll may take.
     #[inline(always)]
     fn on_transfer(
         &self,
@@ -392,6 +421,56 @@ impl Queue {
         if !good {
             return None;
         }
+        if ranges.len() > napi.budget() as usize {
+            return self.on_long_transfer(packet.transaction_id(), buffer, ranges, state, napi);
+        }
+        let status = self.on_ranges(buffer, ranges, state, napi);
+        Some((count, self.end_of_ranges(status, state)))
+    }
+
+    /// As [`on_transfer`](Self::on_transfer), for a message with more ranges than the budget, of which hosts may send tens of thousands:
+    /// takes as many as the budget, and leaves the others for the polls to come.
+    #[cold]
+    fn on_long_transfer(
+        &self,
+        id: u64,
+        buffer: &Buffer,
+        ranges: &[AtomicU64],
+        state: &mut RxState,
+        napi: &mut Poll<'_>,
+    ) -> Option<(u32, NvspStatus)> {
+        let before = state.rest_before.take().filter(|rest| rest.id == id);
+        let (taken, before) = before.map_or((0, NvspStatus::SUCCESS), |r| (r.taken, r.status));
+        // Nothing is left of a message that the host has made shorter since.
+        let left = ranges.get(taken..).unwrap_or(&[]);
+        let now = left.get(..napi.budget() as usize).unwrap_or(left);
+        let packets = now.len() as u32;
+        let mut status = self.on_ranges(buffer, now, state, napi);
+        if before != NvspStatus::SUCCESS {
+            status = before;
+        }
+        if now.len() < left.len() {
+            let taken = taken.saturating_add(now.len());
+            state.rest = Some(Rest {
+                id,
+                taken,
+                status,
+                packets,
+            });
+            return None;
+        }
+        Some((packets, self.end_of_ranges(status, state)))
+    }
+
+    /// Takes the RNDIS messages in `ranges` of the receive buffer. Returns what to tell the host.
+    #[inline(always)]
+    fn on_ranges(
+        &self,
+        buffer: &Buffer,
+        ranges: &[AtomicU64],
+        state: &mut RxState,
+        napi: &mut Poll<'_>,
+    ) -> NvspStatus {
         let mut status = NvspStatus::SUCCESS;
         for range in ranges {
             let range = load_word(range);
@@ -401,13 +480,19 @@ impl Queue {
                 status = NvspStatus::FAIL;
             }
         }
+        status
+    }
+
+    /// After the last range of a message. Returns what to tell the host.
+    #[inline(always)]
+    fn end_of_ranges(&self, status: NvspStatus, state: &mut RxState) -> NvspStatus {
         // Parts of a segment come together.
         if !state.coalesced.parts.is_empty() {
             state.coalesced.clear();
             self.malformed();
-            status = NvspStatus::FAIL;
+            return NvspStatus::FAIL;
         }
-        Some((count, status))
+        status
     }
 
     /// Takes the RNDIS message in `len` bytes of the receive buffer from `offset` on.

@@ -226,8 +226,7 @@ impl Queue {
             return Ok(());
         };
         let Some(info) = self.packet_info(&mut packet) else {
-            eth.tx_dropped.bump();
-            return Ok(());
+            return self.not_sent(Failed::Lost, packet, state, &mut queue, endpoint);
         };
         let header = PacketHeader {
             data_len: packet.len(),
@@ -241,7 +240,7 @@ impl Queue {
             }
             _ => self.send_in_place(packet, header, way, state, &mut queue, endpoint, sections),
         };
-        result.or_else(|(e, packet)| self.not_sent(e, packet, &queue))
+        result.or_else(|(e, packet)| self.not_sent(e, packet, state, &mut queue, endpoint))
     }
 
     /// What becomes of a packet that was not sent.
@@ -250,25 +249,23 @@ impl Queue {
         &self,
         why: Failed,
         packet: TxPacket<'p>,
-        queue: &TxControl<'_>,
+        state: &mut TxState,
+        queue: &mut TxControl<'_>,
+        endpoint: &Endpoint,
     ) -> Result<(), TxPacket<'p>> {
         let eth = &self.link.shared.eth;
-        match why {
-            Failed::Full => {
-                // Nothing is in flight whose completion would wake the queue.
-                if !queue.is_stopped() {
-                    eth.tx_no_space.bump();
-                    eth.tx_dropped.bump();
-                    return Ok(());
-                }
+        if let Failed::Full = why {
+            if queue.is_stopped() {
                 eth.tx_busy.bump();
-                Err(packet)
+                return Err(packet);
             }
-            Failed::Lost => {
-                eth.tx_dropped.bump();
-                Ok(())
-            }
+            // Nothing is in flight whose completion would wake the queue.
+            eth.tx_no_space.bump();
         }
+        eth.tx_dropped.bump();
+        // Others may have waited for this one, and it may be the last for long.
+        self.flush_or_keep(state, queue, endpoint);
+        Ok(())
     }
 
     /// Chooses the way of a packet. A section that this takes is the caller's to free.
@@ -369,8 +366,7 @@ impl Queue {
                 skb.consume(0);
             }
             if queue.sent(bytes, true) {
-                // It stays where it is when there is no room; the poll sends it.
-                let _ = self.flush(state, queue, endpoint);
+                self.flush_or_keep(state, queue, endpoint);
             }
             return Ok(());
         }
@@ -526,6 +522,19 @@ impl Queue {
         }
     }
 
+    /// Sends the packets that wait, if there are any. They stay where they are when there is no room; the poll sends them then.
+    fn flush_or_keep(
+        &self,
+        state: &mut TxState,
+        queue: &mut TxControl<'_>,
+        endpoint: &Endpoint,
+    ) {
+        // A queue that was not stopped for it has nothing in flight: whatever comes next from the host is an occasion.
+        if let Err(Failed::Full) = self.flush(state, queue, endpoint) {
+            self.stopped.store(true, Ordering::SeqCst);
+        }
+    }
+
     /// Sends a message. `packet` is kept, as what `keep` makes of it, until the host has completed the message.
     #[inline(always)] // A caller for each kind of message, whose constants make it short.
     fn send<P>(
@@ -582,7 +591,8 @@ impl Queue {
         let eth = &self.link.shared.eth;
         queue.stop();
         eth.stop_queue.bump();
-        // SeqCst, here and in `wake`: either the poll sees that the queue is stopped, or this sees that nothing is in flight.
+        // SeqCst, here, in `wake`, and for what `count` reads: either the poll that takes the last completion sees that the queue is
+        // stopped, or this sees that nothing is in flight.
         self.stopped.store(true, Ordering::SeqCst);
         if self.in_flight.count() == 0
             && !self.link.tx_off.load(Ordering::Relaxed)
@@ -614,8 +624,8 @@ impl Queue {
         };
         self.stopped.store(false, Ordering::SeqCst);
         // Stops the queue again if there is no room after all.
-        let _ = self.flush(state, &mut queue, endpoint);
-        if !self.stopped.load(Ordering::SeqCst) {
+        self.flush_or_keep(state, &mut queue, endpoint);
+        if !self.stopped.load(Ordering::SeqCst) && queue.is_stopped() {
             queue.wake();
             self.link.shared.eth.wake_queue.bump();
         }
@@ -635,9 +645,17 @@ impl Queue {
             padding: 0,
             info: PacketInfo::NONE,
         };
-        let Some(section) = sections.take(self.index.into()) else {
-            // A poll may bounce more frames than there are sections before it comes to their completions.
-            self.link.shared.eth.tx_send_full.bump();
+        let section = if header.message_len() <= sections.size() {
+            let section = sections.take(self.index.into());
+            if section.is_none() {
+                // A poll may bounce more frames than there are sections before it comes to their completions.
+                self.link.shared.eth.tx_send_full.bump();
+            }
+            section
+        } else {
+            None
+        };
+        let Some(section) = section else {
             let sent = frame.with_packet(&self.link.shared.dev, HEADROOM, |packet| {
                 let way = Way::Direct;
                 self.send_in_place(packet, header, way, state, &mut queue, endpoint, sections)

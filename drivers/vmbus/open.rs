@@ -309,8 +309,9 @@ impl OpenCore {
     #[inline(always)]
     fn written(&self, mut tx: IrqGuard<'_, Tx>) {
         tx.was_full = false;
-        let signal = tx.ring.commit() | tx.owed;
-        tx.owed = false;
+        // What the host has read by itself it need not be told of. Looked at before the commit, which tells about its own packets.
+        let owed = core::mem::take(&mut tx.owed) && !tx.ring.is_read();
+        let signal = tx.ring.commit() | owed;
         drop(tx);
         if signal {
             bump(&self.stats().intr_out_empty);

@@ -114,8 +114,8 @@ impl InFlight {
             skb: skb.map(|skb| unsafe { Skb::from_raw(skb) }),
             note: slot.note.load(Ordering::Relaxed),
         };
-        // As many entries as places: the one at the tail is empty.
-        let tail = self.tail.fetch_add(1, Ordering::Relaxed);
+        // As many entries as places: the one at the tail is empty. SeqCst: see `count`.
+        let tail = self.tail.fetch_add(1, Ordering::SeqCst);
         if let Some(entry) = self.free_at(tail) {
             entry.store(place, Ordering::Release);
         }
@@ -137,9 +137,12 @@ impl InFlight {
     /// Packets in flight. Exact for who sends, for others about so.
     #[inline]
     pub(crate) fn count(&self) -> u32 {
-        // SeqCst: who stops a queue looks at this after saying so, and who completes looks after this whether the queue is stopped.
+        // Two threads, each of which writes one thing and reads the other's: who stops a queue says so, and then looks here whether
+        // anything is in flight; who completes moves the tail, in `take`, and then looks whether the queue is stopped. All four are
+        // SeqCst, so there is one order of them all, and whoever comes last in it sees what the other wrote.
         let tail = self.tail.load(Ordering::SeqCst);
-        self.head.load(Ordering::SeqCst).wrapping_sub(tail)
+        // Only who sends moves the head: the stopper's own.
+        self.head.load(Ordering::Relaxed).wrapping_sub(tail)
     }
 }
 

@@ -17,9 +17,9 @@
 //! | [`xdp`] | programs that see a frame before the stack does |
 //! | [`ethtool`] | what ethtool shows and changes |
 //!
-//! Nothing here knows VMBus but [`packet`], which copies from and to its shared buffers, and tells where memory is in its form. The C files hold what cannot be called
-//! from Rust: inline functions and tables of callbacks. With those in `kernel::bindings`, the layer could move into the
-//! kernel as it is.
+//! Two things of VMBus are known here: frames are copied from and to its shared buffers ([`packet`], [`xdp`]), and [`packet`] tells where
+//! memory is in the form of its ranges. No device, channel or ring. The C files hold what cannot be called from Rust: inline functions and
+//! tables of callbacks. With those in `kernel::bindings` and a trait in place of the buffers, the layer could move into the kernel.
 
 pub(crate) mod device;
 pub(crate) mod ethtool;

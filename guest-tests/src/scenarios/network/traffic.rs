@@ -77,11 +77,21 @@ const RELEASE: Duration = Duration::from_secs(120);
 /// iperf3's clients in the guest, one for TCP and one for UDP, until they are stopped.
 struct Traffic<'a> {
     vm: &'a Vm,
+    peer: &'a Vm,
     clients: Vec<u64>,
 }
 
+/// What the other end's iperf3 has counted of the flows of UDP, in intervals of a second; times since its start.
+#[derive(Default)]
+struct Datagrams {
+    /// End of the last interval.
+    end: f64,
+    /// Begin of the last one in which something came, of each flow.
+    newest: BTreeMap<String, f64>,
+}
+
 impl<'a> Traffic<'a> {
-    fn start(vm: &'a Vm, peer: &Vm) -> Result<Self> {
+    fn start(vm: &'a Vm, peer: &'a Vm) -> Result<Self> {
         let common = format!(
             "exec iperf3 --client {PEER} --parallel {FLOWS} --time 86400 --interval 0 --forceflush"
         );
@@ -95,7 +105,7 @@ impl<'a> Traffic<'a> {
             tool_start(
                 peer,
                 &format!(
-                    "exec iperf3 --server --port {port} --rcv-timeout {patience} > /tmp/iperf-{port} 2>&1"
+                    "exec iperf3 --server --port {port} --rcv-timeout {patience} --forceflush > /tmp/iperf-{port} 2>&1"
                 ),
                 Duration::from_secs(86_400),
             )?;
@@ -105,20 +115,28 @@ impl<'a> Traffic<'a> {
             let command = format!("{common} --port {port} {more} > /tmp/iperf-{port} 2>&1");
             clients.push(tool_start(vm, &command, Duration::from_secs(86_400))?);
         }
-        let traffic = Self { vm, clients };
+        let traffic = Self { vm, peer, clients };
         until("iperf3's connections", SOON * 2, || {
             Ok(traffic.acknowledged()?.len() == FLOWS)
+        })
+        .with_context(|| traffic.words())?;
+        until("iperf3's datagrams", SOON * 2, || {
+            Ok(traffic.datagrams()?.newest.len() == FLOWS)
         })
         .with_context(|| traffic.words())?;
         traffic.gets_on("the start")?;
         Ok(traffic)
     }
 
-    /// What the clients printed.
+    /// What the clients printed, and the other end's last words.
     fn words(&self) -> String {
-        self.vm
-            .sh("cat /tmp/iperf-* | tail -n 20")
-            .unwrap_or_default()
+        let ours = self.vm.sh("cat /tmp/iperf-* | tail -n 20");
+        let theirs = self.peer.sh("tail -n 20 /tmp/iperf-*");
+        format!(
+            "{}; the other end: {}",
+            ours.unwrap_or_default(),
+            theirs.unwrap_or_default()
+        )
     }
 
     /// Bytes that the other end has acknowledged, for each connection by its port. iperf3's own, over which the two talk, has
@@ -152,14 +170,34 @@ impl<'a> Traffic<'a> {
         Ok(flows)
     }
 
-    /// Datagrams that came to the host, all flows together.
-    fn datagrams(&self) -> Result<u64> {
-        // UdpOutDatagrams of the guest would count what was lost, too.
-        let info = net(self.vm, NET0)?;
-        Ok(info.queues.iter().map(|queue| queue.tx_packets).sum())
+    /// What the other end has counted of each flow of UDP.
+    fn datagrams(&self) -> Result<Datagrams> {
+        // "[  5]   3.00-4.00   sec  12.5 KBytes   102 Kbits/sec  0.106 ms  0/25 (0%)"
+        let text = tool_ok(
+            self.peer,
+            &format!(
+                "tail -n 600 /tmp/iperf-{UDP} | awk -F '[][]' '/ sec / && !/SUM|receiver|sender/ {{ \
+                 split($3, time, \"[- ]+\"); end = time[3]; if (!/ 0.00 Bytes/) newest[$2] = time[2] }} \
+                 END {{ print \"end\", end; for (id in newest) print id, newest[id] }}'"
+            ),
+        )?;
+        let mut found = Datagrams::default();
+        for line in text.lines() {
+            let Some((flow, time)) = line.trim().split_once(' ') else {
+                continue;
+            };
+            let time = time.parse().unwrap_or(0.0);
+            if flow == "end" {
+                found.end = time;
+            } else {
+                found.newest.insert(format!("UDP {flow}"), time);
+            }
+        }
+        Ok(found)
     }
 
-    /// Waits until every TCP connection has had data acknowledged since now, and frames still come to the host.
+    /// Waits until every TCP connection has had data acknowledged since now, and datagrams of every flow of UDP have come to the
+    /// other end.
     fn gets_on(&self, after: &str) -> Result<Duration> {
         let before = self.acknowledged()?;
         equal(
@@ -168,7 +206,7 @@ impl<'a> Traffic<'a> {
             FLOWS,
         )
         .with_context(|| self.words())?;
-        let frames = self.datagrams()?;
+        let datagrams = self.datagrams()?;
         let mut stuck = Vec::new();
         let took = until("every connection gets on", RECOVERY, || {
             let now = self.acknowledged()?;
@@ -177,7 +215,14 @@ impl<'a> Traffic<'a> {
                 .filter(|(flow, bytes)| now.get(*flow).is_none_or(|now| now <= bytes))
                 .map(|(flow, _)| flow.clone())
                 .collect();
-            Ok(stuck.is_empty() && self.datagrams()? > frames)
+            let newest = self.datagrams()?.newest;
+            // In the interval that was not over yet, datagrams may have come from before the change.
+            let begun_since = |begin: f64| begin > datagrams.end;
+            let flows = newest.values().filter(|begin| begun_since(**begin));
+            if flows.count() < FLOWS {
+                stuck.push(format!("UDP: {newest:?}, at first until {}", datagrams.end));
+            }
+            Ok(stuck.is_empty())
         })
         .with_context(|| {
             format!(
@@ -196,11 +241,12 @@ impl<'a> Traffic<'a> {
     fn stuck_in_guest(&self, flows: &[String]) -> String {
         let ports: Vec<_> = flows
             .iter()
-            .filter_map(|flow| flow.rsplit(':').next())
-            .map(|port| format!("sport = :{port}"))
+            .filter_map(|flow| flow.rsplit(':').next()?.parse::<u16>().ok())
+            .chain([UDP])
+            .map(|port| format!("sport = :{port} or dport = :{port}"))
             .collect();
         let command = format!(
-            "ss -H -O -t -n -i -m -o '( {} )'; tc -s qdisc show; ip -s link; ethtool -S eth0 | grep -v ' 0$'",
+            "ss -H -O -t -u -n -i -m -o '( {} )'; tc -s qdisc show; ip -s link; ethtool -S eth0 | grep -v ' 0$'",
             ports.join(" or ")
         );
         tool(self.vm, &command).map_or_else(|err| format!("{err:#}"), |out| out.stdout.text())
@@ -257,6 +303,12 @@ fn linked(
                 address(peer, &other, &format!("{PEER}/24"))?;
                 let name = interface(vm, NET0)?;
                 address(vm, &name, &format!("{OURS}/24"))?;
+                // While the card is away its address stays, and a route to nowhere: iperf3 ends a flow of UDP for good at the
+                // first datagram that cannot be sent.
+                vm.sh(&format!(
+                    "modprobe -d /debian dummy && ip link add nowhere type dummy && ip link set nowhere up && \
+                     ip addr add {OURS}/32 dev nowhere && ip route add default dev nowhere"
+                ))?;
                 test(vm, &name, peer)
             })
         },

@@ -74,7 +74,7 @@ pub struct Controller {
     pub(crate) slots: BTreeMap<(u8, u8), Arc<Slot>>,
     protocol: Server,
     channels: Vec<Option<Chan>>,
-    pool: Option<Pool>,
+    pool: Option<Pool<Job>>,
     /// Number of the next command for the pool, and those that it has.
     next_job: u64,
     jobs: BTreeSet<u64>,
@@ -336,7 +336,8 @@ impl Controller {
     /// Gives a command to the pool.
     fn hand_over(&mut self, io: &mut DeviceIo<'_>, request: Request) {
         if self.pool.is_none() {
-            match Pool::start(&self.info.name, self.threads, io.waker()) {
+            let waker = io.waker();
+            match Pool::start(&self.info.name, self.threads, move || waker.wake()) {
                 Ok(pool) => self.pool = Some(pool),
                 Err(e) => {
                     tracing::error!("{}: threads: {e}", self.info.name);

@@ -8,8 +8,8 @@ use anyhow::{ensure, Context, Result};
 use hvctl::{Command, Until};
 
 use super::{
-    add_ram, block, collect, disk, gone, module, nothing_in_flight, remove, storage_guest, tool_ok,
-    tool_start, until_in_guest, IO_LIMIT, SCSI0,
+    add_ram, block, bus_dir, collect, disk, gone, module, nothing_in_flight, remove, storage_guest,
+    tool_ok, tool_start, until_in_guest, IO_LIMIT, SCSI0,
 };
 use crate::disks::{Disk, Scratch};
 use crate::memory::{no_leak, EXACT_SLABS};
@@ -65,8 +65,10 @@ fn luns(ctx: &Ctx) -> Result<()> {
     }
     storage_guest(ctx, config, |vm| {
         let mut names = Vec::new();
+        let mut hosts = Vec::new();
         for controller in 0..CONTROLLERS {
             let device = format!("scsi{controller}");
+            hosts.push(host_number(vm, &device)?);
             for lun in 0..LUNS {
                 let name = block(vm, &device, lun)?;
                 let mib = 2 + u64::from(controller) * u64::from(LUNS) + u64::from(lun);
@@ -78,6 +80,11 @@ fn luns(ctx: &Ctx) -> Result<()> {
                 names.push((device.clone(), lun, name));
             }
         }
+        // What people go by who name disks by host and unit. Letters are no such thing: sd looks at several disks at once.
+        ensure!(
+            hosts.is_sorted(),
+            "the controllers' SCSI hosts are {hosts:?}, not in the order of the host's offers"
+        );
         // Each is written with its own name in one go, and all are read after that.
         let all: Vec<&str> = names.iter().map(|(_, _, name)| name.as_str()).collect();
         let all = all.join(" ");
@@ -99,6 +106,14 @@ fn luns(ctx: &Ctx) -> Result<()> {
         ctx.figure(format!("{} disks", names.len()));
         Ok(())
     })
+}
+
+/// The number of a controller's SCSI host.
+fn host_number(vm: &Vm, device: &str) -> Result<u32> {
+    let text = vm.sh(&format!("basename {}/host*", bus_dir(vm, device)?))?;
+    let number = text.trim().strip_prefix("host");
+    let number = number.with_context(|| format!("{device}: {text:?}"))?;
+    Ok(number.parse()?)
 }
 
 fn hot_plug(ctx: &Ctx) -> Result<()> {

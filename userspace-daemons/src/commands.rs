@@ -4,13 +4,16 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use log::warn;
 use nix::sys::signal::SigSet;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -61,6 +64,24 @@ impl Done {
     pub fn last_line(&self) -> &str {
         self.output.lines().last().unwrap_or_default()
     }
+}
+
+/// Whether nobody but root (and we, where we are not root) can have written this file or directory: programs that others can write are
+/// not run. What is not there is not worth a word in the log.
+#[must_use]
+pub fn trusted(path: &Path) -> bool {
+    let Ok(metadata) = fs::metadata(path) else {
+        return false;
+    };
+    let mine = rustix::process::geteuid().as_raw();
+    let safe = (metadata.uid() == 0 || metadata.uid() == mine) && metadata.mode() & 0o022 == 0;
+    if !safe {
+        warn!(
+            "{} is ignored: others than root can write to it",
+            path.display()
+        );
+    }
+    safe
 }
 
 /// Runs `program`, in a process group of its own, for at most `limit`; ends it when `abort` becomes readable.

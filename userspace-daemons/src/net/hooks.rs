@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR MIT
 
 //! The C daemon's scripts (`hv_get_dns_info`, `hv_get_dhcp_info`, `hv_set_ifconfig`), for systems whose administrators or
-//! distributions have written their own. Where one is there and executable, it has the say.
+//! distributions have written their own. Where one is there and executable, it has the say; unless others than root can write it.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use log::warn;
 use rustix::fs::{access, Access};
 
 use super::{Config, Interface, SetError};
-use crate::commands::{self, Outcome};
+use crate::commands::{self, trusted, Outcome};
 use crate::files;
 
 /// Where the C daemon looks (`KVP_SCRIPTS_PATH`).
@@ -81,7 +81,9 @@ impl Hooks {
         };
         write(&ifcfg, ifcfg_text(interface, config))?;
         write(&keyfile, keyfile_text(interface, config))?;
-        let script = self.directory.join("hv_set_ifconfig");
+        let script = self
+            .script("hv_set_ifconfig")
+            .ok_or_else(|| SetError::Unmanaged("there is no hv_set_ifconfig to run".into()))?;
         let failed = |why: String| SetError::Command(script.display().to_string(), why);
         let arguments = [ifcfg.display().to_string(), keyfile.display().to_string()];
         let done = commands::run(&script, &arguments, &[], SET_LIMIT, None)
@@ -94,7 +96,8 @@ impl Hooks {
 
     fn script(&self, name: &str) -> Option<PathBuf> {
         let path = self.directory.join(name);
-        (path.is_file() && access(&path, Access::EXEC_OK).is_ok()).then_some(path)
+        let runs = path.is_file() && access(&path, Access::EXEC_OK).is_ok();
+        (runs && trusted(&self.directory) && trusted(&path)).then_some(path)
     }
 
     fn ask(&self, name: &str, interface: &str) -> Option<Vec<String>> {
@@ -228,6 +231,36 @@ mod tests {
         assert_eq!(hooks.dhcp("eth0"), Some(true));
         script(directory.path(), "hv_get_dhcp_info", "echo Enabled; exit 3");
         assert_eq!(hooks.dhcp("eth0"), None);
+    }
+
+    #[test]
+    fn what_others_can_write_is_not_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let hooks = Hooks::new(directory.path(), directory.path());
+        let chmod = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        script(directory.path(), "hv_get_dns_info", "echo 192.0.2.1");
+        script(directory.path(), "hv_set_ifconfig", "");
+        let set = directory.path().join("hv_set_ifconfig");
+        for mode in [0o775, 0o757] {
+            chmod(&set, mode);
+            assert!(!hooks.can_set(), "{mode:o}");
+            assert!(hooks.set(&eth0(), &Config::default()).is_err());
+        }
+        chmod(&set, 0o755);
+        assert!(hooks.can_set());
+        // Whoever can write the directory can put another script there.
+        chmod(directory.path(), 0o777);
+        assert!(!hooks.can_set());
+        assert_eq!(hooks.dns("eth0"), None);
+        chmod(directory.path(), 0o700);
+        assert_eq!(hooks.dns("eth0").unwrap(), ["192.0.2.1"]);
+        // Somebody else's.
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&set, Some(65534), None).unwrap();
+            assert!(!hooks.can_set());
+        }
     }
 
     #[test]

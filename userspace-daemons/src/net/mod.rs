@@ -169,7 +169,7 @@ impl Network {
         })?;
         let plan = match manager {
             Manager::NetworkManager => networkmanager::plan(interface, config),
-            Manager::Networkd => networkd::plan(interface, config),
+            Manager::Networkd => networkd::plan(&self.root, interface, config),
             Manager::Ifupdown => ifupdown::plan(&self.root, interface, config)?,
         };
         Ok(plan)

@@ -3,28 +3,36 @@
 //! A file of our own for systemd-networkd (systemd.network(5)), sorted before those of netplan and of administrators' habit.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use super::plan::command;
 use super::{Change, Config, Interface, Plan};
 
-pub(super) fn plan(interface: &Interface, config: &Config) -> Plan {
+/// Where D-Bus is, if it is. networkctl(1) has its orders carried out by it.
+const BUS: &str = "run/dbus/system_bus_socket";
+
+pub(super) fn plan(root: &Path, interface: &Interface, config: &Config) -> Plan {
     let name = &interface.name;
+    let after = if root.join(BUS).exists() {
+        vec![
+            command(&["networkctl", "reload"]),
+            command(&["networkctl", "reconfigure", name]),
+        ]
+    } else {
+        // A small system may be without. systemctl(1) has a way of its own to systemd. Not reload: before systemd 254 that is networkctl.
+        vec![command(&[
+            "systemctl",
+            "restart",
+            "systemd-networkd.service",
+        ])]
+    };
     Plan {
         changes: vec![Change {
             path: format!("/etc/systemd/network/05-hyperv-{name}.network").into(),
             mode: 0o644,
             contents: file(interface, config),
         }],
-        after: vec![
-            command(&["networkctl", "reload"]),
-            command(&["networkctl", "reconfigure", name]),
-        ],
-        // networkctl speaks by D-Bus, which a small system may not have.
-        otherwise: vec![command(&[
-            "systemctl",
-            "reload-or-restart",
-            "systemd-networkd.service",
-        ])],
+        after,
         ..Plan::default()
     }
 }
@@ -62,6 +70,25 @@ fn file(interface: &Interface, config: &Config) -> String {
 mod tests {
     use super::super::managers::tests::eth0;
     use super::*;
+
+    #[test]
+    fn the_bus_decides() {
+        let root = tempfile::tempdir().unwrap();
+        let commands = || plan(root.path(), &eth0(), &Config::default()).after;
+        assert_eq!(
+            commands(),
+            [["systemctl", "restart", "systemd-networkd.service"]]
+        );
+        std::fs::create_dir_all(root.path().join("run/dbus")).unwrap();
+        std::fs::write(root.path().join(BUS), "").unwrap();
+        assert_eq!(
+            commands(),
+            [
+                command(&["networkctl", "reload"]),
+                command(&["networkctl", "reconfigure", "eth0"])
+            ]
+        );
+    }
 
     #[test]
     fn both_families() {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::warn;
 
@@ -14,8 +14,11 @@ use super::SetError;
 use crate::commands::{self, Outcome};
 use crate::files;
 
-/// How long the programs of a network manager may take together with the rest: the driver gives a request 30 s.
-const COMMAND_LIMIT: Duration = Duration::from_secs(20);
+/// How long all programs of a change may take together. The driver gives a request 30 s; after each of the two limits a program has 2 s
+/// to end when it is told so (`commands::run`).
+const LIMIT: Duration = Duration::from_secs(18);
+/// How long they may take, counted from the same moment, when a change that failed is taken back.
+const LIMIT_BACK: Duration = Duration::from_secs(25);
 
 /// A file to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +40,6 @@ pub struct Plan {
     pub changes: Vec<Change>,
     /// Run after; they must not fail.
     pub after: Vec<Vec<String>>,
-    /// Run in place of `after` where that fails; they must not fail.
-    pub otherwise: Vec<Vec<String>>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -50,8 +51,18 @@ impl Plan {
     ///
     /// [`SetError::File`], [`SetError::Command`].
     pub fn apply(&self, root: &Path) -> Result<(), SetError> {
+        self.apply_within(root, LIMIT, LIMIT_BACK)
+    }
+
+    fn apply_within(
+        &self,
+        root: &Path,
+        limit: Duration,
+        limit_back: Duration,
+    ) -> Result<(), SetError> {
+        let begin = Instant::now();
         let mut old = Vec::new();
-        let result = self.steps(root, &mut old);
+        let result = self.steps(root, &mut old, begin + limit);
         if result.is_err() {
             let undone = old
                 .into_iter()
@@ -64,8 +75,10 @@ impl Plan {
                 warn!("cannot undo a change: {error}");
             }
             // Back to what the files say, as far as that goes.
-            for command in self.after.iter().chain(&self.otherwise) {
-                let _ = run(command);
+            for command in &self.after {
+                if let Err(error) = run(command, begin + limit_back) {
+                    warn!("while undoing: {error}");
+                }
             }
         }
         result
@@ -75,9 +88,10 @@ impl Plan {
         &self,
         root: &Path,
         old: &mut Vec<(PathBuf, Option<Vec<u8>>, u32)>,
+        deadline: Instant,
     ) -> Result<(), SetError> {
         for command in &self.before {
-            let _ = run(command);
+            let _ = run(command, deadline);
         }
         for change in &self.changes {
             let path = root.join(change.path.strip_prefix("/").unwrap_or(&change.path));
@@ -93,22 +107,22 @@ impl Plan {
             old.push((path.clone(), before, change.mode));
             files::replace(&path, change.contents.as_bytes(), change.mode).map_err(failed)?;
         }
-        match self.after.iter().try_for_each(|command| run(command)) {
-            Err(error) if !self.otherwise.is_empty() => {
-                warn!("{error}; trying another way");
-                self.otherwise.iter().try_for_each(|command| run(command))
-            }
-            other => other,
-        }
+        self.after
+            .iter()
+            .try_for_each(|command| run(command, deadline))
     }
 }
 
-fn run(command: &[String]) -> Result<(), SetError> {
+fn run(command: &[String], deadline: Instant) -> Result<(), SetError> {
     let failed = |why: String| SetError::Command(command.join(" "), why);
     let Some((program, arguments)) = command.split_first() else {
         return Ok(());
     };
-    match commands::run(Path::new(program), arguments, &[], COMMAND_LIMIT, None) {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(failed("no time is left for it".into()));
+    }
+    match commands::run(Path::new(program), arguments, &[], left, None) {
         Ok(done) => match done.outcome {
             Outcome::Exited(0) => Ok(()),
             outcome => Err(failed(format!("{outcome}: {}", done.last_line()))),
@@ -135,9 +149,6 @@ impl fmt::Display for Plan {
         }
         for command in &self.after {
             writeln!(f, "run: {}", command.join(" "))?;
-        }
-        for command in &self.otherwise {
-            writeln!(f, "where that fails, run: {}", command.join(" "))?;
         }
         Ok(())
     }
@@ -179,18 +190,21 @@ mod tests {
     }
 
     #[test]
-    fn there_may_be_another_way() {
+    fn all_commands_share_one_limit() {
         let root = tempfile::tempdir().unwrap();
-        let file = root.path().join("etc/x/ours");
-        let mut two = plan("/bin/false");
-        two.otherwise = vec![command(&["/bin/false"])];
-        assert!(two.apply(root.path()).is_err());
-        assert!(!file.exists());
-        two.otherwise = vec![command(&["/bin/true"])];
-        two.apply(root.path()).unwrap();
-        assert_eq!(fs::read_to_string(&file).unwrap(), "new\n");
-        assert!(two
-            .to_string()
-            .ends_with("where that fails, run: /bin/true\n"));
+        let sleep = |seconds: &str| command(&["/bin/sleep", seconds]);
+        let slow = Plan {
+            before: vec![sleep("0.5")],
+            after: vec![sleep("0.5"), sleep("60"), sleep("60")],
+            ..plan("")
+        };
+        let begin = Instant::now();
+        let error = slow
+            .apply_within(root.path(), Duration::from_secs(2), Duration::from_secs(3))
+            .unwrap_err();
+        assert!(begin.elapsed() < Duration::from_secs(30));
+        assert!(error.to_string().contains("sleep 60"), "{error}");
+        assert!(error.to_string().contains("took too long"), "{error}");
+        assert!(!root.path().join("etc/x/ours").exists());
     }
 }

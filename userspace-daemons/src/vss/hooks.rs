@@ -11,9 +11,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use log::{debug, error, info, warn};
+use log::{debug, error, info};
 
-use crate::commands::{self, Outcome};
+use crate::commands::{self, trusted, Outcome};
 
 /// When a hook runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,22 +110,6 @@ impl Hooks {
         list.sort();
         list
     }
-}
-
-/// Whether nobody but us and root can have written it. What is not there is not worth a word.
-fn trusted(path: &Path) -> bool {
-    let Ok(metadata) = fs::metadata(path) else {
-        return false;
-    };
-    let mine = rustix::process::geteuid().as_raw();
-    let safe = (metadata.uid() == 0 || metadata.uid() == mine) && metadata.mode() & 0o022 == 0;
-    if !safe {
-        warn!(
-            "{} is ignored: others than root can write to it",
-            path.display()
-        );
-    }
-    safe
 }
 
 #[cfg(test)]

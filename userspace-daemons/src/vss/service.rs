@@ -203,7 +203,11 @@ impl<F: Freezer> Daemon<F> {
         files::replace(&self.settings.state, b"", 0o600)
             .map_err(|error| format!("{}: {error}", self.settings.state.display()))?;
         // While a request is under way the driver sends nothing, so that what wakes us is the end of it.
-        self.hooks_before(device, running)?;
+        if let Err(error) = self.hooks_before(device, running) {
+            // Those that ran have been told to thaw: not once more.
+            let _ = claim(&self.settings.state);
+            return Err(error);
+        }
         if self.watchdog.is_none() {
             let watchdog = (self.start)().map_err(|error| format!("no watchdog: {error}"))?;
             self.watchdog = Some(watchdog);

@@ -8,10 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 use hvctl::BackupOp;
 
-use super::{
-    backup, backup_how, config, debian, guest, installed, sending, status_is, Daemons, Running,
-    FAIL,
-};
+use super::frozen::{all_write, freeze, place, until_served, PROMPT};
+use super::{backup, config, debian, guest, installed, status_is, Daemons, Running};
 use crate::disks::{Disk, Scratch};
 use crate::runner::{equal, Ctx, Scenario};
 use crate::vm::{describe, Vm, SOON};
@@ -30,27 +28,13 @@ const MIB: u64 = 320;
 pub fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();
     for daemons in Daemons::ALL {
-        let whose = match daemons {
-            Daemons::Ours => "ours",
-            Daemons::Debian => "debian",
-        };
         all.extend(Scenario::both(
-            &format!("backup-{whose}"),
+            &format!("backup-{}", daemons.name()),
             "a database is written to while ext4, xfs and btrfs are frozen, copied and thawed; the copies are whole",
             move |ctx| consistent(ctx, daemons),
         ));
     }
-    all.extend(Scenario::both(
-        "backup-broken",
-        "daemon killed while frozen, host that gives up, hook that hangs: thawed within the limit",
-        broken,
-    ));
     all
-}
-
-/// The mount point of a file system, in the Debian system.
-pub(super) fn place(kind: &str) -> String {
-    format!("/run/fs/{kind}")
 }
 
 /// Copies an image over another one, holes included.
@@ -68,125 +52,198 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether something can be written now; it blocks while frozen.
-pub(super) fn writable(vm: &Vm, kind: &str, limit: Duration) -> Result<bool> {
-    let probe = Running::start(vm, &format!("touch {}/probe", place(kind)))?;
-    let pid = probe.pid;
-    let begin = Instant::now();
-    loop {
-        // Zombies and ends are both no sleepers.
-        let state = vm.run(&format!("cut -d' ' -f3 /proc/{pid}/stat"), SOON)?;
-        let state = state.stdout.text();
-        if !matches!(state.trim(), "D" | "S" | "R") {
-            let out = probe.end(SOON)?;
-            ensure!(out.rc == Some(0), "touch: {}", describe(&out));
-            return Ok(true);
-        }
-        if begin.elapsed() > limit {
-            return Ok(false);
-        }
-    }
+/// A database on each file system, and how far its writer has come.
+struct Databases<'a> {
+    vm: &'a Vm,
+    writers: Vec<Running<'a>>,
 }
 
-fn consistent(ctx: &Ctx, daemons: Daemons) -> Result<()> {
-    let rounds = ctx.count(100, 2);
-    let images = SYSTEMS
-        .iter()
-        .map(|_| Scratch::blank(&ctx.env.scratch(), MIB << 20))
-        .collect::<Result<Vec<_>>>()?;
-    // Where the copies are looked at.
-    let second = SYSTEMS
-        .iter()
-        .map(|_| Scratch::blank(&ctx.env.scratch(), MIB << 20))
-        .collect::<Result<Vec<_>>>()?;
-    let mut config = config(ctx).memory(1024);
-    for (image, lun) in images.iter().chain(&second).zip(0..) {
-        config = config.disk(Disk::file(image.path(), lun));
-    }
-    guest(ctx, config, |vm| {
-        let name = |lun: usize| super::super::storage::block(vm, "scsi0", lun as u8);
+impl<'a> Databases<'a> {
+    /// Makes file systems on these disks, in the order of [`SYSTEMS`], and starts the writers.
+    fn start(vm: &'a Vm, disks: &[String]) -> Result<Self> {
         let mut writers = Vec::new();
-        for (lun, (kind, make, _)) in SYSTEMS.iter().enumerate() {
-            let disk = name(lun)?;
+        for (disk, (kind, make, _)) in disks.iter().zip(SYSTEMS) {
             let dir = place(kind);
             debian(vm, &format!("modprobe {kind}"))?;
             debian(
                 vm,
                 &format!(
                     "set -e; {make} /dev/{disk}; mkdir -p {dir}; mount -t {kind} /dev/{disk} {dir}; \
-                     sqlite3 {dir}/db 'create table t(n integer primary key, x blob)'"
+                     sqlite3 {dir}/db 'create table t(n integer primary key, x blob)'; : > /run/wrote-{kind}"
                 ),
             )?;
-            // Each line is a transaction; the sum of the blobs' sizes is kept in step.
+            // Each row is a transaction. What was committed is written down, a byte a row, in memory: that is never frozen.
             writers.push(Running::start(
                 vm,
                 &format!(
-                    "sh -c 'while :; do sqlite3 {dir}/db \"insert into t(x) values(randomblob(2000))\" || exit 1; done'"
+                    "sh -c 'while sqlite3 {dir}/db \"insert into t(x) values(randomblob(2000))\"; do \
+                     echo >> /run/wrote-{kind}; done; exit 1'"
                 ),
             )?);
         }
+        Ok(Self { vm, writers })
+    }
+
+    /// Rows that the writers know to be committed.
+    fn committed(&self) -> Result<[u64; SYSTEMS.len()]> {
+        let mut rows = [0; SYSTEMS.len()];
+        for (count, (kind, ..)) in rows.iter_mut().zip(SYSTEMS) {
+            let size = self.vm.sh(&format!("stat -c %s /run/wrote-{kind}"))?;
+            *count = size.trim().parse().context(size)?;
+        }
+        Ok(rows)
+    }
+
+    /// Waits until each database has grown by so many rows.
+    fn grow(&self, from: [u64; SYSTEMS.len()], by: u64) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            let now = self.committed()?;
+            if now.iter().zip(from).all(|(now, from)| *now >= from + by) {
+                return Ok(());
+            }
+            for (writer, (kind, ..)) in self.writers.iter().zip(SYSTEMS) {
+                ensure!(
+                    matches!(writer.state()?.as_str(), "R" | "S" | "D"),
+                    "the writer on {kind} has ended"
+                );
+            }
+            ensure!(
+                begin.elapsed() < SOON,
+                "the databases do not grow: from {from:?} to {now:?}"
+            );
+        }
+    }
+
+    /// Stops the writers, or has them go on: emulated processors are slow, and the copies are to be looked at.
+    fn pause(&self, paused: bool) -> Result<()> {
+        let signal = if paused { "STOP" } else { "CONT" };
+        for writer in &self.writers {
+            // With all that it has started.
+            self.vm.sh(&format!("kill -{signal} -{}", writer.pid))?;
+        }
+        Ok(())
+    }
+
+    fn end(self) -> Result<()> {
+        for writer in self.writers {
+            let out = writer.kill()?;
+            ensure!(out.killed, "a writer had ended: {}", describe(&out));
+        }
+        Ok(())
+    }
+}
+
+fn consistent(ctx: &Ctx, daemons: Daemons) -> Result<()> {
+    let rounds = ctx.count(100, 2);
+    let blank = || Scratch::blank(&ctx.env.scratch(), MIB << 20);
+    let images = SYSTEMS
+        .iter()
+        .map(|_| blank())
+        .collect::<Result<Vec<_>>>()?;
+    // Where the copies are looked at.
+    let second = SYSTEMS
+        .iter()
+        .map(|_| blank())
+        .collect::<Result<Vec<_>>>()?;
+    let mut config = config(ctx).memory(1024);
+    for (image, lun) in images.iter().chain(&second).zip(0..) {
+        config = config.disk(Disk::file(image.path(), lun));
+    }
+    guest(ctx, config, |vm| {
+        let mut disks = Vec::new();
+        for lun in 0..2 * SYSTEMS.len() {
+            disks.push(super::super::storage::block(vm, "scsi0", lun as u8)?);
+        }
+        let (disks, copies) = disks.split_at(SYSTEMS.len());
         installed(vm, daemons)?;
+        let databases = Databases::start(vm, disks)?;
         let daemon = Running::start(vm, &daemons.command("vss"))?;
         vm.host().wait_negotiated("vss", SOON)?;
         equal("flags of the check", until_served(vm)?, check_flags(ctx))?;
 
-        let mut frozen_for = Duration::ZERO;
-        for _ in 0..rounds {
-            status_is("freeze", backup(vm, BackupOp::Freeze)?.status, 0)?;
+        let names = SYSTEMS.map(|(kind, ..)| kind);
+        let (mut frozen_for, mut waited) = (Duration::ZERO, Duration::ZERO);
+        let mut last = databases.committed()?;
+        let mut least = u64::MAX;
+        for round in 0..rounds {
+            databases.grow(last, 5)?;
+            let writers = freeze(vm, &names)?;
             let begin = Instant::now();
-            for (kind, ..) in SYSTEMS {
-                ensure!(
-                    !writable(vm, kind, Duration::from_millis(300))?,
-                    "{kind} can be written while it is frozen"
-                );
-            }
+            // A transaction that was committed right before may not have been written down yet.
+            let rows = databases.committed()?;
             for (from, to) in images.iter().zip(&second) {
                 copy(from.path(), to.path())?;
             }
+            for ((now, then), kind) in databases.committed()?.iter().zip(rows).zip(names) {
+                ensure!(*now <= then + 1, "{kind}: transactions while frozen");
+            }
             status_is("thaw", backup(vm, BackupOp::Thaw)?.status, 0)?;
             frozen_for += begin.elapsed();
-            for (kind, ..) in SYSTEMS {
-                ensure!(writable(vm, kind, SOON)?, "{kind} is still frozen");
-            }
-            for (lun, (kind, _, check)) in SYSTEMS.iter().enumerate() {
-                let disk = name(lun + SYSTEMS.len())?;
-                let dir = format!("/run/copy-{kind}");
-                let look = |options: &str| {
-                    format!(
-                        "mkdir -p {dir}; mount -t {kind} -o {options} /dev/{disk} {dir}; \
-                         cp {dir}/db* /run/; umount {dir}; \
-                         test \"$(sqlite3 /run/db 'pragma integrity_check')\" = ok; \
-                         test \"$(sqlite3 /run/db 'select count(*) from t')\" -gt 0; rm -f /run/db*;"
-                    )
-                };
-                let check = format!(
-                    "{check} /dev/{disk} >/run/check 2>&1 || {{ cat /run/check >&2; exit 1; }};"
+            waited = waited.max(all_write(writers, "thaw", PROMPT)?);
+            databases.pause(true)?;
+            for (((kind, _, check), disk), rows) in SYSTEMS.iter().zip(copies).zip(rows) {
+                let found = look(vm, kind, check, disk)
+                    .with_context(|| format!("round {round}: the copy of {kind}"))?;
+                ensure!(
+                    found == rows || found == rows + 1,
+                    "round {round}, {kind}: {found} rows in the copy, {rows} had been committed"
                 );
-                let steps = match *kind {
-                    // The freeze has emptied the journal: nothing is replayed, nothing is missed.
-                    "ext4" => check + &look("ro,noload"),
-                    // XFS leaves the superblock in its log on purpose, with the counters that xfs_repair(8) looks at.
-                    "xfs" => look("nouuid") + &check,
-                    // Two of one UUID cannot be mounted at a time: the check has to do.
-                    _ => check,
-                };
-                debian(
-                    vm,
-                    &format!("set -e; blockdev --flushbufs /dev/{disk}; {steps}"),
-                )?;
             }
+            databases.pause(false)?;
+            for (now, before) in rows.iter().zip(last) {
+                least = least.min(now - before);
+            }
+            last = rows;
         }
-        for writer in writers {
-            writer.kill()?;
-        }
+        databases.grow(last, 1)?;
+        databases.end()?;
         daemon.kill()?;
         vm.sh("sync; for d in ext4 xfs btrfs; do umount /debian/run/fs/$d || exit 1; done")?;
         ctx.figure(format!(
-            "{rounds} rounds, frozen for {:.1} s each",
-            frozen_for.as_secs_f64() / f64::from(rounds)
+            "{rounds} rounds, frozen for {:.1} s each; {} rows in {} databases, at least {least} in each between two backups; \
+             writers went on within {:.1} s",
+            frozen_for.as_secs_f64() / f64::from(rounds),
+            last.iter().sum::<u64>(),
+            last.len(),
+            waited.as_secs_f64(),
         ));
         Ok(())
     })
+}
+
+/// Checks a copy: its file system, and the database in it. The rows of that.
+fn look(vm: &Vm, kind: &str, check: &str, disk: &str) -> Result<u64> {
+    let dir = format!("/run/copy-{kind}");
+    let take = |options: &str| {
+        format!(
+            "mkdir -p {dir}; mount -t {kind} -o {options} /dev/{disk} {dir}; cp {dir}/db* /run/; umount {dir};"
+        )
+    };
+    let check =
+        format!("{check} /dev/{disk} >/run/check 2>&1 || {{ cat /run/check >&2; exit 1; }};");
+    let steps = match kind {
+        // The freeze has emptied the journal: nothing is replayed, nothing is missed.
+        "ext4" => check + &take("ro,noload"),
+        // XFS leaves the superblock in its log on purpose, with the counters that xfs_repair(8) looks at.
+        "xfs" => take("nouuid") + &check,
+        // Nor is there anything in the log tree of btrfs. Its UUID is in use, so that Linux takes another one for the copy while it
+        // is mounted (temp_fsid), and has to forget the disk before that is written anew.
+        _ => {
+            check
+                + &take("ro,rescue=nologreplay")
+                + &format!("btrfs device scan --forget /dev/{disk} >/dev/null;")
+        }
+    };
+    let rows = debian(
+        vm,
+        &format!(
+            "set -e; rm -f /run/db*; blockdev --flushbufs /dev/{disk}; {steps} \
+             test \"$(sqlite3 /run/db 'pragma integrity_check')\" = ok; \
+             sqlite3 /run/db 'select count(*) from t where n <= (select count(*) from t)'; rm -f /run/db*"
+        ),
+    )?;
+    rows.trim().parse().context(rows)
 }
 
 /// What the guest says when it is asked for a backup: no recovery of snapshots is needed (`VSS_HBU_NO_AUTO_RECOVERY`). C loses that:
@@ -196,96 +253,4 @@ fn check_flags(ctx: &Ctx) -> u32 {
         Drivers::C => 0,
         _ => 5,
     }
-}
-
-/// Makes an ext4 on the disk, and mounts it at its [`place`].
-pub(super) fn mount_ext4(vm: &Vm, disk: &str) -> Result<()> {
-    let dir = place("ext4");
-    let make = format!(
-        "set -e; mkfs.ext4 -q /dev/{disk}; mkdir -p {dir}; mount -t ext4 /dev/{disk} {dir}"
-    );
-    debian(vm, &make).map(drop)
-}
-
-/// Freezes, as soon as a daemon answers, and sees that the ext4 is frozen.
-pub(super) fn freeze_ext4(vm: &Vm) -> Result<()> {
-    until_served(vm)?;
-    status_is("freeze", backup(vm, BackupOp::Freeze)?.status, 0)?;
-    ensure!(
-        !writable(vm, "ext4", Duration::from_millis(300))?,
-        "not frozen"
-    );
-    Ok(())
-}
-
-/// Waits until a daemon answers; the flags of its answer.
-pub(super) fn until_served(vm: &Vm) -> Result<u32> {
-    let begin = Instant::now();
-    loop {
-        let reply = backup(vm, BackupOp::Check)?;
-        if reply.status == 0 {
-            return Ok(reply.flags);
-        }
-        ensure!(
-            begin.elapsed() < SOON,
-            "no daemon answers: status {:#x}",
-            reply.status
-        );
-    }
-}
-
-fn broken(ctx: &Ctx) -> Result<()> {
-    let image = Scratch::blank(&ctx.env.scratch(), 64 << 20)?;
-    let config = config(ctx).disk(Disk::file(image.path(), 0));
-    guest(ctx, config, |vm| {
-        let disk = super::super::storage::block(vm, "scsi0", 0)?;
-        mount_ext4(vm, &disk)?;
-        let thawed = |what: &str, limit: Duration| -> Result<()> {
-            ensure!(
-                writable(vm, "ext4", limit)?,
-                "{what}: still frozen after {} s",
-                limit.as_secs()
-            );
-            Ok(())
-        };
-        let command = format!(
-            "{} --freeze-limit 10 --hook-limit 3 --hooks /run/hooks",
-            Daemons::Ours.command("vss")
-        );
-
-        // The daemon dies: its watchdog thaws at once.
-        let daemon = Running::start(vm, &command)?;
-        freeze_ext4(vm)?;
-        daemon.kill()?;
-        thawed("daemon killed", SOON)?;
-
-        // The host is heard of no more: thawed at the limit, and a late THAW is told that the copy is worth nothing.
-        let daemon = Running::start(vm, &command)?;
-        freeze_ext4(vm)?;
-        thawed("host gone", SOON)?;
-        status_is(
-            "thaw that is late",
-            backup(vm, BackupOp::Thaw)?.status,
-            FAIL,
-        )?;
-
-        // A hook hangs: it is killed at its limit, the backup fails, and nothing is frozen.
-        debian(
-            vm,
-            "mkdir -p /run/hooks && printf '#!/bin/sh\\nexec sleep 600\\n' > /run/hooks/10-hang && chmod 755 /run/hooks/10-hang",
-        )?;
-        let mut how = sending();
-        how.wait_ms = 120_000;
-        let begin = Instant::now();
-        let reply = backup_how(vm, BackupOp::Freeze, how)?;
-        ctx.figure(format!(
-            "freeze with a hanging hook refused after {:.1} s",
-            begin.elapsed().as_secs_f64()
-        ));
-        status_is("freeze with a hanging hook", reply.status, FAIL)?;
-        thawed("hanging hook", SOON)?;
-        daemon.kill()?;
-        vm.sh("umount /debian/run/fs/ext4")?;
-        Ok(())
-    })
 }

@@ -114,17 +114,19 @@ fn copies(ctx: &Ctx, daemons: Daemons) -> Result<()> {
             vm.sh("modprobe uio_hv_generic")?;
         }
         // By UIO the daemon itself agrees on versions.
-        let start = || -> Result<Running<'_>> {
+        let start = |options: &str| -> Result<Running<'_>> {
             let command = match (daemons, ctx.drivers) {
-                (Daemons::Ours, Drivers::Rust) => return Running::serving(vm, "fcopy"),
-                (Daemons::Ours, _) => Daemons::Ours.command("fcopy"),
+                (Daemons::Ours, Drivers::Rust) => {
+                    return Running::serving_with(vm, "fcopy", options)
+                }
+                (Daemons::Ours, _) => format!("{} {options}", Daemons::Ours.command("fcopy")),
                 (Daemons::Debian, _) => "/usr/sbin/hv_fcopy_uio_daemon -n".into(),
             };
             let daemon = Running::start(vm, &command)?;
             vm.host().wait_negotiated("fcopy", SOON)?;
             Ok(daemon)
         };
-        let daemon = start()?;
+        let daemon = start("")?;
         vm.sh("mkdir /run/in")?;
         let same = |path: &str, from: &Scratch| -> Result<()> {
             let sum = vm.sh(&format!("sha256sum '/run/in/{path}'"))?;
@@ -179,7 +181,7 @@ fn copies(ctx: &Ctx, daemons: Daemons) -> Result<()> {
 
         // Other places than the one that was named, and places that do not exist.
         let before = listing()?;
-        vm.sh("ln -s /run/out /run/in/link; mkdir /run/out")?;
+        vm.sh("mkdir /run/out; echo kept >/run/out/victim")?;
         for (directory, name, status) in [
             ("/run/in/../out", "x", INVALID),
             ("run/in", "x", INVALID),
@@ -198,12 +200,28 @@ fn copies(ctx: &Ctx, daemons: Daemons) -> Result<()> {
             ..Copy::new(&small, "/run/in", "a")
         };
         status_is("over a directory", found.status(vm)?, EXISTS)?;
-        equal("strays", vm.sh("ls -A /run/out")?.trim(), "")?;
+
+        // Somebody in the guest has laid a link where the host's file is to go: it is never written through.
+        vm.sh("ln -s /run/out/victim /run/in/to-file; ln -s /run/out/none /run/in/to-none; ln -s /run/out /run/in/to-directory")?;
+        for name in ["to-file", "to-none", "to-directory"] {
+            let copy = || Copy::new(&small, "/run/in", name);
+            status_is(&format!("{name} is a link"), copy().status(vm)?, EXISTS)?;
+            vm.sh(&format!("test -h /run/in/{name}"))?;
+            let over = Copy {
+                overwrite: true,
+                ..copy()
+            };
+            status_is(&format!("over the link {name}"), over.status(vm)?, 0)?;
+            vm.sh(&format!(
+                "test -f /run/in/{name} && test ! -h /run/in/{name}"
+            ))?;
+            same(name, &other)?;
+        }
+        vm.sh("rm /run/in/to-*")?;
+        equal("behind links", out(vm)?.as_str(), "victim: kept")?;
 
         // A disk without the space: told at the start, and nothing is left.
-        vm.sh(
-            "rm /run/in/link; mkdir /run/full; mount -t tmpfs -o size=256k none /debian/run/full",
-        )?;
+        vm.sh("mkdir /run/full; mount -t tmpfs -o size=256k none /debian/run/full")?;
         status_is(
             "full disk",
             Copy::new(&file, "/run/full", "x").status(vm)?,
@@ -239,7 +257,7 @@ fn copies(ctx: &Ctx, daemons: Daemons) -> Result<()> {
             Err(e) => ensure!(ctx.drivers == Drivers::C, "copy to a killed daemon: {e}"),
         }
         equal("files after a kill", listing()?, before)?;
-        let daemon = start()?;
+        let daemon = start("")?;
         status_is(
             "copy with the next daemon",
             Copy::new(&small, "/run/in", "after").status(vm)?,
@@ -247,6 +265,59 @@ fn copies(ctx: &Ctx, daemons: Daemons) -> Result<()> {
         )?;
         same("after", &other)?;
         daemon.kill()?;
-        Ok(())
+        confined(vm, &small, || start("--root /run/in"))?;
+        same("d/inside", &other)
     })
+}
+
+/// What is beside the directory that files go to, with contents.
+fn out(vm: &Vm) -> Result<String> {
+    let text = vm.sh("cd /run/out; for f in $(ls -A); do echo \"$f: $(cat $f)\"; done")?;
+    Ok(text.trim().to_owned())
+}
+
+/// The daemon is told to keep below a directory: links in it that lead out lead nowhere.
+fn confined<'a>(vm: &'a Vm, file: &str, start: impl Fn() -> Result<Running<'a>>) -> Result<()> {
+    let daemon = start()?;
+    vm.sh(
+        "cd /run/in; mkdir d; ln -s /run/out absolute; ln -s ../out up; ln -s ../../out d/far; ln -s d here; \
+         ln -s /run/out/victim leaf",
+    )?;
+    for (directory, name) in [
+        ("/absolute", "x"),
+        ("/up", "x"),
+        ("/d/far", "x"),
+        ("/here/far/", "victim"),
+        ("/run/out", "x"),
+    ] {
+        let copy = || Copy {
+            overwrite: true,
+            ..Copy::new(file, directory, name)
+        };
+        status_is(directory, copy().status(vm)?, FAIL)?;
+        // Nor is the way made that a link names, outside.
+        let create = Copy {
+            create_path: true,
+            ..copy()
+        };
+        let status = create.status(vm)?;
+        ensure!(
+            status == FAIL || directory == "/run/out",
+            "{directory}, made: status {status:#x}"
+        );
+    }
+    status_is(
+        "a leaf that is a link",
+        Copy {
+            overwrite: true,
+            ..Copy::new(file, "/", "leaf")
+        }
+        .status(vm)?,
+        0,
+    )?;
+    // A link that stays inside is as good as a directory.
+    status_is("inside", Copy::new(file, "/here", "inside").status(vm)?, 0)?;
+    equal("beside the directory", out(vm)?.as_str(), "victim: kept")?;
+    daemon.kill()?;
+    Ok(())
 }

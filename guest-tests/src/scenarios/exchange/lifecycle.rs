@@ -2,10 +2,10 @@
 
 //! Drivers and daemons that come and go: hibernation, drivers unbound and bound, daemons killed and started anew.
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{Context, Result};
 use hvctl::{BackupOp, KvpKind, KvpOp, KvpPool};
 
-use super::backup::{freeze_ext4, mount_ext4, writable};
+use super::frozen::{all_write, freeze, mount_ext4, until_served, PROMPT};
 use super::{backup, config, guest, kvp, status_is, Running};
 use crate::disks::{Disk, Scratch};
 use crate::runner::{equal, Ctx, Scenario};
@@ -35,7 +35,7 @@ struct Served<'a> {
 
 impl<'a> Served<'a> {
     fn start(vm: &'a Vm, disk: &str) -> Result<Self> {
-        mount_ext4(vm, disk)?;
+        mount_ext4(vm, disk, "ext4")?;
         let served = Self {
             vm,
             kvp: Running::serving(vm, "kvp")?,
@@ -60,10 +60,10 @@ impl<'a> Served<'a> {
         }
         equal(what, get(self.vm, "before")?.as_deref(), Some("1"))?;
         set(self.vm, "after", what)?;
-        freeze_ext4(self.vm).with_context(|| what.to_owned())?;
+        until_served(self.vm).with_context(|| what.to_owned())?;
+        let writers = freeze(self.vm, &["ext4"]).with_context(|| what.to_owned())?;
         status_is("thaw", backup(self.vm, BackupOp::Thaw)?.status, 0)?;
-        ensure!(writable(self.vm, "ext4", SOON)?, "not thawed {what}");
-        Ok(())
+        all_write(writers, what, PROMPT).map(drop)
     }
 
     fn end(self) -> Result<()> {
@@ -107,20 +107,20 @@ fn hibernate(ctx: &Ctx) -> Result<()> {
         prepare(vm, "test_resume")?;
         served.work("before hibernation")?;
         for frozen in ctx.count(vec![false, true], vec![true]) {
+            let mut writers = Vec::new();
             if frozen {
-                // Without, Linux' `filesystems_thaw()` warns of each file system that was frozen before.
-                vm.sh("echo 1 > /sys/power/freeze_filesystems")?;
-                status_is("freeze", backup(vm, BackupOp::Freeze)?.status, 0)?;
+                // A defect of Linux, of no driver: at the end of hibernation `filesystems_thaw()` thaws everything, whether the kernel
+                // had frozen it or not, and `may_unfreeze()` (fs/super.c of Linux 7.3) warns of what is frozen by user space
+                // alone. With this set the kernel takes its own part in each freeze before. Older kernels have neither.
+                vm.sh("f=/sys/power/freeze_filesystems; test ! -e $f || echo 1 > $f")?;
+                writers = freeze(vm, &["ext4"])?;
             }
             let out = vm.run("echo disk > /sys/power/state", BOOT_LIMIT)?;
             equal("status of the hibernation", out.rc, Some(0))?;
             vm.host()
                 .wait_connected(BOOT_LIMIT)
                 .context("the guest did not connect again")?;
-            ensure!(
-                writable(vm, "ext4", SOON)?,
-                "still frozen after hibernation"
-            );
+            all_write(writers, "after hibernation", PROMPT)?;
             served.work("after hibernation")?;
         }
         served.end()
@@ -139,16 +139,13 @@ fn rebind(ctx: &Ctx) -> Result<()> {
             devices.push(vm.host().channel(service)?.instance);
         }
         for _ in 0..ctx.count(20, 2) {
-            status_is("freeze", backup(vm, BackupOp::Freeze)?.status, 0)?;
+            let writers = freeze(vm, &["ext4"])?;
             for device in &devices {
                 vm.sh(&format!(
                     "echo {device} > /sys/bus/vmbus/drivers/hv_utils/unbind"
                 ))?;
             }
-            ensure!(
-                writable(vm, "ext4", SOON)?,
-                "still frozen without the driver"
-            );
+            all_write(writers, "without the driver", PROMPT)?;
             for device in &devices {
                 vm.sh(&format!(
                     "echo {device} > /sys/bus/vmbus/drivers/hv_utils/bind"

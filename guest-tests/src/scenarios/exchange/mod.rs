@@ -3,9 +3,11 @@
 //! The suite `exchange`: key-value pairs, backup and file copy, with either driver stack and either set of daemons: ours, and those of
 //! Debian's package hyperv-daemons.
 
+mod abort;
 mod address;
 mod backup;
 mod copy;
+mod frozen;
 mod hostile;
 mod kvp;
 mod lifecycle;
@@ -26,6 +28,7 @@ pub fn scenarios() -> Vec<Scenario> {
     all.extend(kvp::scenarios());
     all.extend(address::scenarios());
     all.extend(backup::scenarios());
+    all.extend(abort::scenarios());
     all.extend(copy::scenarios());
     all.extend(hostile::scenarios());
     all.extend(lifecycle::scenarios());
@@ -42,6 +45,9 @@ const DAEMON_LIMIT: Duration = Duration::from_secs(3 * 3600);
 /// Longer than the guest's driver gives its daemon.
 const ANSWER_LIMIT_MS: u64 = 60_000;
 
+/// Where the Debian system is in the guest.
+const DEBIAN: &str = "/debian";
+
 /// Whose daemons run in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Daemons {
@@ -51,6 +57,13 @@ enum Daemons {
 
 impl Daemons {
     const ALL: [Self; 2] = [Self::Ours, Self::Debian];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Debian => "debian",
+        }
+    }
 
     /// Command line of a daemon, in the Debian system. `service` is kvp, vss or fcopy.
     fn command(self, service: &str) -> String {
@@ -70,6 +83,18 @@ fn installed(vm: &Vm, daemons: Daemons) -> Result<()> {
     Ok(())
 }
 
+/// State of a process, a letter of proc_pid_stat(5); empty when it is gone.
+fn state(vm: &Vm, pid: u32) -> Result<String> {
+    let out = vm.run(&format!("cut -d' ' -f3 /proc/{pid}/stat"), SOON)?;
+    Ok(out.stdout.text().trim().to_owned())
+}
+
+/// Where in the kernel a process is, one function a line.
+fn stack(vm: &Vm, pid: u32) -> Result<String> {
+    let out = vm.run(&format!("cat /proc/{pid}/stack"), SOON)?;
+    Ok(out.stdout.text())
+}
+
 /// A daemon that runs in the guest.
 struct Running<'a> {
     vm: &'a Vm,
@@ -79,8 +104,13 @@ struct Running<'a> {
 
 impl<'a> Running<'a> {
     fn start(vm: &'a Vm, command: &str) -> Result<Self> {
+        Self::start_in(vm, DEBIAN, command)
+    }
+
+    /// Starts it in another system than Debian's.
+    fn start_in(vm: &'a Vm, root: &str, command: &str) -> Result<Self> {
         let script = format!("exec {command}");
-        let argv = ["chroot", "/debian", "/bin/sh", "-c", &script]
+        let argv = ["chroot", root, "/bin/sh", "-c", &script]
             .map(String::from)
             .to_vec();
         let Spawned { handle, pid } = vm.agent.call(
@@ -95,8 +125,14 @@ impl<'a> Running<'a> {
 
     /// Starts a daemon of ours, and waits until it is asked what the host asks.
     fn serving(vm: &'a Vm, service: &str) -> Result<Self> {
+        Self::serving_with(vm, service, "")
+    }
+
+    /// The same, with more options.
+    fn serving_with(vm: &'a Vm, service: &str, options: &str) -> Result<Self> {
         let mark = vm.log_mark()?;
-        let daemon = Self::start(vm, &Daemons::Ours.command(service))?;
+        let command = format!("{} {options}", Daemons::Ours.command(service));
+        let daemon = Self::start(vm, &command)?;
         vm.host().wait_negotiated(service, SOON)?;
         // What is asked of KVP waits for a daemon, the others' requests fail at once.
         let name = match service {
@@ -106,6 +142,14 @@ impl<'a> Running<'a> {
         };
         vm.log(&format!("{name}: userspace daemon"), mark, SOON)?;
         Ok(daemon)
+    }
+
+    fn state(&self) -> Result<String> {
+        state(self.vm, self.pid)
+    }
+
+    fn stack(&self) -> Result<String> {
+        stack(self.vm, self.pid)
     }
 
     /// Kills it, as `kill -9` does.
@@ -158,9 +202,14 @@ fn guest<T>(ctx: &Ctx, config: VmConfig, test: impl FnOnce(&Vm) -> Result<T>) ->
 
 /// Runs a program of the Debian image that must succeed; its standard output.
 fn debian(vm: &Vm, command: &str) -> Result<String> {
+    run_in(vm, DEBIAN, command)
+}
+
+/// The same in another system.
+fn run_in(vm: &Vm, root: &str, command: &str) -> Result<String> {
     let quoted = command.replace('\'', r"'\''");
     let out = vm.run(
-        &format!("LC_ALL=C chroot /debian /bin/sh -c '{quoted}'"),
+        &format!("LC_ALL=C chroot {root} /bin/sh -c '{quoted}'"),
         PROGRAM_LIMIT,
     )?;
     ensure!(out.rc == Some(0), "{command}: {}", describe(&out));

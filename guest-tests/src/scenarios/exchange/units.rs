@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{ensure, Context, Result};
 use hvctl::{BackupOp, IpSettings, KvpOp, KvpPool};
 
-use super::backup::until_served;
-use super::{backup, config, kvp, status_is};
+use super::frozen::{until_served, waits_for_thaw};
+use super::{backup, config, kvp, state, status_is};
 use crate::disks::Scratch;
 use crate::net::{Backend, Nic};
 use crate::runner::{equal, Ctx, Scenario};
@@ -26,6 +26,12 @@ pub fn scenarios() -> Vec<Scenario> {
     rust.drivers = Some(Drivers::Rust);
     vec![rust]
 }
+
+/// What `systemd-analyze security` may say of ours at most, in the order of [`UNITS`]. Debian's are at 6 and more.
+const EXPOSURE: [f64; 3] = [2.9, 3.9, 2.4];
+
+/// Resident and private memory that a daemon of ours may have at most, in KiB.
+const MEMORY: (u64, u64) = (4608, 2048);
 
 /// Our units, and the name of the daemon in each.
 const UNITS: [(&str, &str); 3] = [
@@ -48,14 +54,18 @@ const LINK: &str =
     "[Match]\nDriver=hv_netvsc\n\n[Network]\nAddress=10.0.0.2/24\nLinkLocalAddressing=no\n";
 
 /// What `systemd-analyze security` says of units in a directory, in the order of [`UNITS`].
-fn exposure(vm: &Vm, files: &[String]) -> Result<String> {
+fn exposure(vm: &Vm, files: &[String]) -> Result<Vec<f64>> {
     let text = vm.sh(&format!(
         "systemd-analyze security --no-pager --offline=true {} 2>&1 | sed -n 's/.*exposure level for [^:]*: \\([0-9.]*\\).*/\\1/p'",
         files.join(" ")
     ))?;
-    let figures: Vec<_> = text.split_whitespace().collect();
+    let figures: Vec<f64> = text
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .with_context(|| text.clone())?;
     equal("figures of exposure", figures.len(), files.len())?;
-    Ok(figures.join(" "))
+    Ok(figures)
 }
 
 /// Resident memory of a process in KiB, private memory in KiB, and how often it has woken up.
@@ -75,8 +85,15 @@ fn cost(vm: &Vm, pid: &str) -> Result<(u64, u64, u64)> {
     }
 }
 
-/// Costs of processes in a stretch in which nobody asks anything.
-fn idle(ctx: &Ctx, vm: &Vm, what: &str, pids: &[(String, String)]) -> Result<u64> {
+/// What processes cost in a stretch in which nobody asks anything.
+struct Idle {
+    /// Times that any of them has woken up.
+    woken: u64,
+    /// Name, resident and private memory in KiB of each.
+    memory: Vec<(String, u64, u64)>,
+}
+
+fn idle(ctx: &Ctx, vm: &Vm, what: &str, pids: &[(String, String)]) -> Result<Idle> {
     let mut before = Vec::new();
     for (_, pid) in pids {
         before.push(cost(vm, pid)?);
@@ -84,17 +101,21 @@ fn idle(ctx: &Ctx, vm: &Vm, what: &str, pids: &[(String, String)]) -> Result<u64
     let seconds = ctx.count(60, 3);
     vm.sh(&format!("sleep {seconds}"))?;
     let mut woken = 0;
-    let mut words = Vec::new();
+    let mut memory = Vec::new();
     for ((name, pid), (.., switches)) in pids.iter().zip(before) {
         let (rss, private, now) = cost(vm, pid)?;
         woken += now - switches;
-        words.push(format!("{name} {rss} KiB ({private} private)"));
+        memory.push((name.clone(), rss, private));
     }
+    let words: Vec<_> = memory
+        .iter()
+        .map(|(name, rss, private)| format!("{name} {rss} KiB ({private} private)"))
+        .collect();
     ctx.figure(format!(
         "{what}: {}; {woken} wakeups in {seconds} s",
         words.join(", ")
     ));
-    Ok(woken)
+    Ok(Idle { woken, memory })
 }
 
 fn units(ctx: &Ctx) -> Result<()> {
@@ -133,8 +154,11 @@ fn units(ctx: &Ctx) -> Result<()> {
         }
         let ours = exposure(vm, &ours)?;
         ctx.figure(format!(
-            "exposure (kvp, vss, fcopy): ours {ours}, Debian's {theirs}"
+            "exposure (kvp, vss, fcopy): ours {ours:?}, Debian's {theirs:?}"
         ));
+        for ((figure, most), (name, _)) in ours.iter().zip(EXPOSURE).zip(UNITS) {
+            ensure!(*figure <= most, "exposure of {name}: {figure}, at most {most} is wanted");
+        }
 
         vm.sh("systemctl daemon-reload && systemctl start hv-kvp-daemon hv-vss-daemon hv-fcopy-daemon")?;
         for (name, _) in UNITS {
@@ -149,9 +173,9 @@ fn units(ctx: &Ctx) -> Result<()> {
             pids.push((name.to_owned(), pid.trim().to_owned()));
         }
         let watchdog = vm.sh(&format!("cat /proc/{0}/task/{0}/children", pids[1].1))?;
-        if let Some(pid) = watchdog.split_whitespace().next() {
-            pids.push(("its watchdog".into(), pid.into()));
-        }
+        let pid = watchdog.split_whitespace().next();
+        let pid = pid.context("hv-vss-daemon has no watchdog")?;
+        pids.push(("its watchdog".into(), pid.into()));
 
         equal("flags of the check", until_served(vm)?, 5)?;
         let keys = KvpOp::Enumerate {
@@ -166,8 +190,14 @@ fn units(ctx: &Ctx) -> Result<()> {
         fsck(copy.path())?;
         networkd(vm)?;
 
-        let woken = idle(ctx, vm, "ours", &pids)?;
-        equal("wakeups of daemons that nobody asks", woken, 0)?;
+        let idle_ours = idle(ctx, vm, "ours", &pids)?;
+        equal("wakeups of daemons that nobody asks", idle_ours.woken, 0)?;
+        for (name, rss, private) in idle_ours.memory {
+            ensure!(
+                rss <= MEMORY.0 && private <= MEMORY.1,
+                "{name}: {rss} KiB ({private} private), at most {MEMORY:?} are wanted"
+            );
+        }
 
         // Killed: systemd starts them anew, and a freeze does not outlive them.
         status_is("freeze", backup(vm, BackupOp::Freeze)?.status, 0)?;
@@ -216,9 +246,13 @@ fn backup_of_root(vm: &Vm, image: &std::path::Path, copy: &std::path::Path) -> R
     vm.sh("echo before >/root/before")?;
     status_is("freeze", backup(vm, BackupOp::Freeze)?.status, 0)?;
     // The agent is in memory: it can look while nothing can be written.
-    vm.sh("(echo late >/root/late) >/dev/null 2>&1 & echo $! >/run/late.pid")?;
-    let waits = vm.sh("cut -d' ' -f3 /proc/$(cat /run/late.pid)/stat")?;
-    ensure!(matches!(waits.trim(), "D" | "S" | "R"), "/ is not frozen");
+    let pid = vm.sh("(echo late >/root/late) >/dev/null 2>&1 & echo $!")?;
+    let pid = pid.trim().parse().context(pid)?;
+    let begin = std::time::Instant::now();
+    while !waits_for_thaw(vm, pid)? {
+        let ended = matches!(state(vm, pid)?.as_str(), "" | "Z");
+        ensure!(!ended && begin.elapsed() < SOON, "/ is not frozen");
+    }
     super::backup::copy(image, copy)?;
     status_is("thaw", backup(vm, BackupOp::Thaw)?.status, 0)?;
     let begin = std::time::Instant::now();

@@ -149,15 +149,18 @@ impl Run for Chores {
         }
         let scan = self.scan.swap(false, Ordering::AcqRel);
         let test = self.test.swap(false, Ordering::AcqRel);
-        let remove = |at| self.host.remove_device(at);
+        let known = || {
+            self.gone.take(|at| self.host.remove_device(at));
+            self.changed.take(|at| self.host.rescan_device(at));
+        };
         // First what is known: the test waits for every device.
-        self.gone.take(remove);
-        self.changed.take(|at| self.host.rescan_device(at));
+        known();
         if scan || test {
-            // Devices that are gone answer so, and are then noted in `gone`.
+            // Devices that are gone, or have changed, answer so, and are noted then.
             self.host.test_all();
-            // Before the scan, which may find another device in the place of one that is gone, and which removals would wait for.
-            self.gone.take(remove);
+            // Before the scan, which may find another device in the place of one that is gone, which removals would wait for, and which
+            // takes a second or more on a busy machine: a new size is seen before that.
+            known();
         }
         if scan && !self.single {
             self.host.scan();

@@ -190,7 +190,14 @@ fn resize(ctx: &Ctx) -> Result<()> {
             ),
         )?;
         let mut times = Vec::new();
+        // After each notice the drivers have SCSI look for disks, which takes seconds on a busy machine: each change is made when that
+        // is over. Who writes this waits for it, and has SCSI look at the disk alone.
+        let scanned = format!(
+            "echo 0 0 0 | tee {}/host*/scsi_host/host*/scan",
+            bus_dir(vm, SCSI0)?
+        );
         for mib in [96u64, 128, 200, 320, 1024] {
+            vm.sh(&scanned)?;
             let begin = std::time::Instant::now();
             vm.host().call(Command::DiskResize {
                 device: SCSI0.into(),

@@ -8,9 +8,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
-use hvctl::{Command, NetFault, NetMessage, NetPart, Until, NET_FIELDS};
+use hvctl::{Command, NetFault, NetMessage, NetPart, NET_FIELDS};
 
-use super::{cards::exchange, mac_of, net, on_wire, to_guest, wire_guest, Echo, NET0};
+use super::{cards::exchange, mac_of, net, on_wire, take_away, to_guest, wire_guest, Echo, NET0};
 use crate::net::{udp, Udp, Wire};
 use crate::runner::{Ctx, Scenario};
 use crate::scenarios::programs::{bus_dir, until, until_in_guest};
@@ -246,18 +246,6 @@ fn values(width: u8) -> Vec<u64> {
     values.sort_unstable();
     values.dedup();
     values
-}
-
-/// The card is taken away; whatever became of it, it must go.
-fn take_away(vm: &Vm) -> Result<()> {
-    vm.host().rescind(NET0)?;
-    let released = Until::Released {
-        device: NET0.into(),
-    };
-    vm.host()
-        .wait(released, SOON * 2)
-        .context("the card was not released")?;
-    Ok(())
 }
 
 /// A fault of a message while the card is set up.

@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
-use hvctl::{NetLink, Until};
+use hvctl::NetLink;
 
 use super::{
     address, by_queue, carrier, interface, link, net, network_guest, prepare, running, statistics,
-    NET0,
+    take_away, NET0, RELEASE,
 };
 use crate::env::TempDir;
 use crate::net::{Backend, Nic};
@@ -69,10 +69,6 @@ const FLOWS: usize = 16;
 /// From a change until every flow has got on, at most. TCP waits for its retransmission timer, which doubles each time
 /// nothing comes back.
 const RECOVERY: Duration = Duration::from_secs(180);
-
-/// From a rescind until the driver has let go, at most. C first waits for its ring to be read, which nobody does any more, two
-/// thousand times one or two milliseconds; on a busy machine each of them is longer.
-const RELEASE: Duration = Duration::from_secs(120);
 
 /// iperf3's clients in the guest, one for TCP and one for UDP, until they are stopped.
 struct Traffic<'a> {
@@ -388,13 +384,7 @@ fn rescind(ctx: &Ctx) -> Result<()> {
     linked(ctx, ctx.config().smp(4), |vm, _, peer| {
         let traffic = Traffic::start(vm, peer)?;
         for round in 0..times {
-            vm.host().rescind(NET0)?;
-            let released = Until::Released {
-                device: NET0.into(),
-            };
-            vm.host()
-                .wait(released, RELEASE)
-                .with_context(|| format!("not released, round {round}"))?;
+            take_away(vm).with_context(|| format!("round {round}"))?;
             let left = vm.sh("ls /sys/class/net | grep -c eth || true")?;
             equal("interfaces that are left", left.trim(), "0")?;
             vm.host().offer(NET0)?;

@@ -417,6 +417,49 @@ fn bad_network(ctx: &Ctx) -> Result<()> {
         }
         fault(vm, 1, NetFault::Stall { ms: 2000 })?;
         exchange(vm, wire, 500).context("after a stall")?;
+        let longest = long_messages(vm, wire)?;
+        ctx.figure(format!("{longest} frames in a message"));
         Ok(())
     })
+}
+
+/// More frames in a message than the guest takes at a time: its driver must come back for the rest. How many there were, on the
+/// average.
+fn long_messages(vm: &Vm, wire: &Wire) -> Result<u64> {
+    const FRAMES: usize = 300;
+    /// Linux' `NAPI_POLL_WEIGHT`.
+    const BUDGET: u64 = 64;
+    let received = || -> Result<(u64, u64)> {
+        let queues = net(vm, NET0)?.queues.into_iter();
+        Ok(queues.fold((0, 0), |(frames, messages), queue| {
+            (frames + queue.rx_packets, messages + queue.rx_messages)
+        }))
+    };
+    let mac = mac_of(vm, NET0)?;
+    let hit = net(vm, NET0)?.counters.injected;
+    fault(vm, 0, NetFault::Delay { ms: 600_000 })?;
+    wire.clear();
+    // From one place, so to one queue.
+    let sent: Vec<Udp> = (0..FRAMES)
+        .map(|n| to_guest(mac, Echo::PORT, format!("together {n}").into_bytes()))
+        .collect();
+    for frame in &sent {
+        wire.send(&frame.frame()?)?;
+    }
+    injected(vm, hit + FRAMES as u64)?;
+    let before = received()?;
+    // Lets go of them all.
+    fault(vm, 0, NetFault::Clear)?;
+    let mut left: HashSet<&[u8]> = sent.iter().map(|udp| udp.payload.as_slice()).collect();
+    wire.wait(FRAMES, SOON, |frame| {
+        left.remove(udp(frame)?.payload.as_slice()).then_some(())
+    })
+    .context("frames that came together")?;
+    let after = received()?;
+    let longest = (after.0 - before.0) / (after.1 - before.1).max(1);
+    ensure!(
+        longest > BUDGET,
+        "{longest} frames in a message: {before:?}, {after:?}"
+    );
+    Ok(longest)
 }

@@ -523,12 +523,7 @@ impl Queue {
     }
 
     /// Sends the packets that wait, if there are any. They stay where they are when there is no room; the poll sends them then.
-    fn flush_or_keep(
-        &self,
-        state: &mut TxState,
-        queue: &mut TxControl<'_>,
-        endpoint: &Endpoint,
-    ) {
+    fn flush_or_keep(&self, state: &mut TxState, queue: &mut TxControl<'_>, endpoint: &Endpoint) {
         // A queue that was not stopped for it has nothing in flight: whatever comes next from the host is an occasion.
         if let Err(Failed::Full) = self.flush(state, queue, endpoint) {
             self.stopped.store(true, Ordering::SeqCst);

@@ -46,8 +46,8 @@ const MESSAGES: u32 = 4;
 /// Bytes of the longest RNDIS message that is no frame.
 const MAX_CONTROL: usize = 4096;
 
-/// Bytes of the longest frame that is put together from several: the longest IP packet.
-const MAX_COALESCED: u32 = 65535 + ETHERNET_HEADER_SIZE + 4;
+/// Bytes of the longest frame, in one piece or put together from several: with the longest IP packet. The stack counts on no more.
+const MAX_FRAME: u32 = 65535 + ETHERNET_HEADER_SIZE + 4;
 
 /// A segment that the host hands over in parts, whose frames have been checked.
 struct Coalesced {
@@ -126,7 +126,7 @@ impl Coalesced {
     /// Adds a part; false when there are too many.
     fn push(&mut self, offset: u32, len: u32) -> bool {
         let bytes = self.bytes.saturating_add(len);
-        if bytes > MAX_COALESCED || self.parts.len() >= self.parts.capacity() {
+        if bytes > MAX_FRAME || self.parts.len() >= self.parts.capacity() {
             return false;
         }
         self.bytes = bytes;
@@ -514,6 +514,11 @@ impl Queue {
             Err(e) => return self.on_other(e, memory, state),
         };
         let start = packet.data_offset;
+        // The receive buffer would hold frames of megabytes.
+        if packet.data_len > MAX_FRAME {
+            self.malformed();
+            return Err(());
+        }
         if let Some(id) = packet.info.id().filter(|id| id.is_part()) {
             return self.on_part(buffer, offset, &packet, id, state, napi);
         }

@@ -32,6 +32,8 @@ pub struct Env {
     pub state: PathBuf,
     /// `HV_DEBIAN`: Debian on a raw disk image; there when what was started asked for it.
     pub debian: Option<PathBuf>,
+    /// `HV_POSTGRES`: a database server to lay over that; there when what was started asked for it.
+    pub postgres: Option<PathBuf>,
     /// `HV_SOURCE`: the checkout (suite `unit`).
     pub source: PathBuf,
 }
@@ -53,6 +55,7 @@ impl Env {
             logs: path("HV_LOGS")?,
             state: path("HV_STATE")?,
             debian: existing("HV_DEBIAN").ok(),
+            postgres: existing("HV_POSTGRES").ok(),
             source: existing("HV_SOURCE")?,
         })
     }

@@ -454,6 +454,7 @@ mod tests {
             logs: none(),
             state: none(),
             debian: None,
+            postgres: None,
             source: none(),
         }
     }

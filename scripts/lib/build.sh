@@ -32,9 +32,10 @@ export_environment() {
 	export HV_BIN=$CARGO_TARGET_DIR/release HV_PLUGIN=$CARGO_TARGET_DIR/release/libhv_host_qemu.so
 	export HV_AGENT=$CARGO_TARGET_DIR/$HV_TARGET/release/guest-agent
 	export HV_KCC=x86_64-linux-gnu-gcc-$KGCC
-	export HV_DEBIAN=$HV_IN_DEBIAN/root.img
+	export HV_DEBIAN=$HV_IN_DEBIAN/root.img HV_POSTGRES=$HV_IN_POSTGRES/postgres.img
 }
 HV_IN_DEBIAN=/hv/debian
+HV_IN_POSTGRES=/hv/postgres
 HV_IN_IMAGE=/hv/image
 HV_TARGET=x86_64-unknown-linux-gnu
 
@@ -53,6 +54,7 @@ in_tree() {
 	[[ ! -d $KDIR ]] || args+=(--bind "$KDIR:$HV_IN_KDIR")
 	[[ ! -d $IMAGE ]] || args+=(--bind "$IMAGE:$HV_IN_IMAGE")
 	[[ ! -d $DEBIAN ]] || args+=(--bind "$DEBIAN:$HV_IN_DEBIAN")
+	[[ ! -d $POSTGRES ]] || args+=(--bind "$POSTGRES:$HV_IN_POSTGRES")
 	inside "$TREE" ${args[@]+"${args[@]}"} --bind "$HV_CACHE" --bind "$HV_ROOT" --bind "$KERNEL:$HV_IN_KERNEL" \
 		--cd "$dir" "$@"
 }

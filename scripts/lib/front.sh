@@ -106,12 +106,12 @@ lock_checkout() {
 prune() {
 	local dir stage family
 	discard "$HV_CACHE"/*/.tmp.*
-	for stage in base tree kernel artifacts image debian; do
+	for stage in base tree kernel artifacts image debian postgres; do
 		declare -A seen=()
 		while IFS= read -r dir; do
 			family=${dir##*/}
 			family=${family%-*}
-			[[ $stage != base && $stage != tree ]] || family=$stage
+			[[ $stage != base && $stage != tree && $stage != postgres ]] || family=$stage
 			seen[$family]=$((${seen[$family]-0} + 1))
 			if ((seen[$family] > 2)) || [[ -n $(find "$dir" -maxdepth 0 -mtime +30) ]]; then
 				discard "$dir"
@@ -131,7 +131,7 @@ prune() {
 status() {
 	local stage dir
 	printf 'cache: %s\n' "$HV_CACHE"
-	for stage in base kernel tree artifacts image debian checkouts; do
+	for stage in base kernel tree artifacts image debian postgres checkouts; do
 		for dir in "$HV_CACHE/$stage"/*/; do
 			[[ -d $dir ]] || continue
 			printf '%-10s %-45s %8s  used %s\n' "$stage" "$(basename "$dir")" \
@@ -212,6 +212,18 @@ wants_debian() {
 	esac
 }
 
+# wants_postgres PROGRAM: whether tests will be run that want the database server: those of --full, of the suite exchange.
+wants_postgres() {
+	local arg full=0 suites=0 exchange=0
+	[[ $1 == hv-test ]] || return 1
+	for arg in ${ARGS[@]+"${ARGS[@]}"}; do
+		[[ $arg != --full ]] || full=1
+		[[ $arg != exchange ]] || exchange=1
+		! grep -q "^$arg " "$HV_SCRIPTS/suites" || suites=1
+	done
+	((full && (exchange || !suites)))
+}
+
 # run_program PROGRAM ARG…: sets up, builds, and runs one of the programs of guest-tests in the tree.
 run_program() {
 	local program=$1 rc=0
@@ -219,6 +231,9 @@ run_program() {
 	take_kernel "$@"
 	if wants_debian "$program"; then
 		export HV_WANT_DEBIAN=1
+	fi
+	if wants_postgres "$program"; then
+		export HV_WANT_POSTGRES=1
 	fi
 	enter_namespace "$@"
 	open_cache

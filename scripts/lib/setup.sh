@@ -33,6 +33,8 @@ HV_DEBIAN_PACKAGES="systemd systemd-sysv udev kmod e2fsprogs xfsprogs btrfs-prog
 	iproute2 ethtool iperf3 tcpdump dhcpcd-base iputils-ping curl bpftool socat python3 python3-yaml
 	hyperv-daemons/$HV_SUITE-backports sqlite3"
 HV_DEBIAN_SIZE=3G
+# What a test of backup lays over it.
+HV_POSTGRES_PACKAGES=postgresql
 
 # mirror_of GLOB DEFAULT: where the machine's own apt gets a suite that matches GLOB.
 mirror_of() {
@@ -200,7 +202,7 @@ all_of() {
 	done
 }
 
-# Where the stages of the chosen kernel lie. Sets TREE KERNEL KDIR IMAGE DEBIAN (directories outside the
+# Where the stages of the chosen kernel lie. Sets TREE KERNEL KDIR IMAGE DEBIAN POSTGRES (directories outside the
 # tree), and TREE_KEY and TREE_PACKAGES.
 name_stages() {
 	local name key
@@ -219,6 +221,8 @@ name_stages() {
 	# The compilers are not in it: it stays when only the tree changes.
 	key=$({ script_text "$HV_SCRIPTS/stages/debian" "$HV_SCRIPTS/stages/base"; echo "$KERNEL_KEY $HV_DEBIAN_PACKAGES $HV_DEBIAN_SIZE"; } | short_hash)
 	DEBIAN=$HV_CACHE/debian/$KREL-$key
+	key=$({ script_text "$HV_SCRIPTS/stages/postgres" "$HV_SCRIPTS/stages/base"; echo "$HV_POSTGRES_PACKAGES"; } | short_hash)
+	POSTGRES=$HV_CACHE/postgres/$key
 	export_environment
 }
 
@@ -234,9 +238,11 @@ is_ready() {
 	name_stages
 	[[ -e $TREE/$HV_TREE_CHECK && -e $KERNEL/vmlinuz && -e $KDIR/Module.symvers && -e $IMAGE/base.cpio ]] || return 1
 	[[ -z ${HV_WANT_DEBIAN-} || -e $DEBIAN/root.img ]] || return 1
+	[[ -z ${HV_WANT_POSTGRES-} || -e $POSTGRES/postgres.img ]] || return 1
 	# What is in use is not pruned.
 	touch -c "$TREE" "$KERNEL" "$KDIR" "$IMAGE"
 	[[ -z ${HV_WANT_DEBIAN-} ]] || touch -c "$DEBIAN"
+	[[ -z ${HV_WANT_POSTGRES-} ]] || touch -c "$POSTGRES"
 }
 
 # setup [--build]: everything up to a bootable base, and with --build the checkout's programs and
@@ -259,11 +265,11 @@ setup() {
 		# The two halves share the lock of this checkout; that of the cache is given back as soon as
 		# no stage is left to make.
 		{ lock_checkout && build_programs; } &
-		{ setup_artifacts && setup_image && setup_debian && unlock_cache && lock_checkout && build_modules; } &
+		{ setup_artifacts && setup_image && setup_debian && setup_postgres && unlock_cache && lock_checkout && build_modules; } &
 		all_of 2 || return
 		flock -u "$HV_BUILD_LOCK"
 	else
-		setup_artifacts && setup_image && setup_debian && unlock_cache
+		setup_artifacts && setup_image && setup_debian && setup_postgres && unlock_cache
 	fi
 }
 
@@ -283,4 +289,12 @@ setup_debian() {
 	setup_base || return
 	stage debian "${DEBIAN##*/}" "Debian $HV_SUITE on a disk image" root.img "$HV_SCRIPTS/stages/debian" \
 		BASE="$BASE" TREE="$TREE" KERNEL="$KERNEL" KREL="$KREL" PACKAGES="$HV_DEBIAN_PACKAGES" SIZE="$HV_DEBIAN_SIZE"
+}
+
+# Only for the full run of the suite exchange (HV_WANT_POSTGRES).
+setup_postgres() {
+	[[ -n ${HV_WANT_POSTGRES-} && ! -e $POSTGRES/postgres.img ]] || return 0
+	setup_base || return
+	stage postgres "${POSTGRES##*/}" "PostgreSQL on a disk image" postgres.img "$HV_SCRIPTS/stages/postgres" \
+		BASE="$BASE" TREE="$TREE" PACKAGES="$HV_POSTGRES_PACKAGES"
 }

@@ -13,7 +13,7 @@ use crate::vm::{describe, Vm, SOON};
 
 /// From the event that thaws until writers go on. Much less than the limits on freezes that the tests set, so that those are not what
 /// has thawed; more than an emulated processor needs on a busy machine.
-pub(super) const PROMPT: Duration = Duration::from_secs(10);
+pub(super) const PROMPT: Duration = Duration::from_secs(16);
 
 /// The mount point of a file system, in the Debian system.
 pub(super) fn place(name: &str) -> String {

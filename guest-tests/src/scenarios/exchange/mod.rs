@@ -11,6 +11,7 @@ mod frozen;
 mod hostile;
 mod kvp;
 mod lifecycle;
+mod postgres;
 mod units;
 
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub fn scenarios() -> Vec<Scenario> {
     all.extend(address::scenarios());
     all.extend(backup::scenarios());
     all.extend(abort::scenarios());
+    all.extend(postgres::scenarios());
     all.extend(copy::scenarios());
     all.extend(hostile::scenarios());
     all.extend(lifecycle::scenarios());

@@ -658,6 +658,8 @@ pub(crate) fn vp_index(cpu: u32) -> u32 {
 /// # Safety
 /// Called in interrupt context.
 pub(crate) unsafe extern "C" fn interrupt_handler() {
+    #[cfg(CONFIG_TRACE_IRQFLAGS)]
+    crate::ffi::hv_rs_hardirq_threaded();
     if let Some(conn) = Connection::global() {
         conn.on_interrupt();
     }

@@ -162,6 +162,19 @@ pub(crate) struct DynamicIds {
     pub(crate) guids: Mutex<KVec<Guid>>,
 }
 
+impl DynamicIds {
+    /// None yet.
+    // Not in the generic code above it, of which each driver's module has a copy: lockdep takes a name elsewhere in memory
+    // for another name, and the class is one.
+    #[inline(never)]
+    fn new() -> Result<Pin<KBox<Self>>> {
+        KBox::pin_init(
+            pin_init!(Self { guids <- new_mutex!(KVec::new(), "hv_vmbus_rs::new_id") }),
+            GFP_KERNEL,
+        )
+    }
+}
+
 /// What a driver is to the bus (C: `struct hv_driver`).
 #[repr(C)]
 #[doc(hidden)]
@@ -245,10 +258,7 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         name: &'static CStr,
         module: &'static ThisModule,
     ) -> Result {
-        let dynamic_ids = KBox::pin_init(
-            pin_init!(DynamicIds { guids <- new_mutex!(KVec::new(), "hv_vmbus_rs::new_id") }),
-            GFP_KERNEL,
-        )?;
+        let dynamic_ids = DynamicIds::new()?;
         let drv = reg.get();
         // SAFETY: `reg` is valid, and nobody else knows of it before it is registered.
         unsafe {

@@ -34,6 +34,9 @@ pub(crate) struct Features {
 unsafe extern "C" {
     pub(crate) safe fn hv_rs_c_bus_exists() -> bool;
 
+    #[cfg(CONFIG_TRACE_IRQFLAGS)]
+    pub(crate) safe fn hv_rs_hardirq_threaded();
+
     pub(crate) fn hv_rs_lock_init(
         lock: *mut bindings::raw_spinlock,
         name: *const c_char,

@@ -31,6 +31,9 @@ pub mod driver;
 mod ffi;
 mod hypercall;
 mod inbox;
+#[cfg(CONFIG_KUNIT = "y")]
+#[path = "../../kunit/vmbus.rs"]
+mod kunit;
 pub mod log;
 mod memory;
 mod offers;
@@ -129,6 +132,10 @@ fn check() -> Result<ffi::Features> {
             "not loaded: this is the root partition, which has no VMBus client; nothing to do\n"
         );
         return Err(ENODEV);
+    }
+    if cfg!(CONFIG_PREEMPT_RT) {
+        pr_err!("not loaded: PREEMPT_RT kernels are not supported; use the kernel's own driver\n");
+        return Err(compat::eopnotsupp());
     }
     if features.isolated {
         pr_err!("not loaded: confidential VMs are not supported; use the kernel's own driver\n");

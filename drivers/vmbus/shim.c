@@ -12,6 +12,7 @@
 #include <linux/dma-mapping.h>
 #include <linux/interrupt.h>
 #include <linux/io.h>
+#include <linux/irqflags.h>
 #include <linux/ioport.h>
 #include <linux/kobject.h>
 #include <linux/mm.h>
@@ -38,14 +39,31 @@ struct hv_rs_features {
 	u8 vtl;
 };
 
-/*
- * The C driver, where it is built in or loaded. Weak, so that this module loads into a kernel without it, too.
- */
-bool hv_vmbus_exists(void) __weak;
+bool hv_vmbus_exists(void);
 
+/*
+ * Whether the C driver is there, built in or loaded. Looked up by name: a reference, even a weak one, would make the
+ * C driver something that this module depends on, and that modprobe loads before it. May sleep.
+ */
 bool hv_rs_c_bus_exists(void)
 {
-	return hv_vmbus_exists && hv_vmbus_exists();
+	bool (*exists)(void) = symbol_get(hv_vmbus_exists);
+	bool found;
+
+	if (!exists)
+		return false;
+	found = exists();
+	symbol_put(hv_vmbus_exists);
+	return found;
+}
+
+/*
+ * Tells lockdep that with PREEMPT_RT this interrupt would be a thread, as the C driver does: completions of the block layer
+ * take locks that sleep there. This module refuses such kernels.
+ */
+void hv_rs_hardirq_threaded(void)
+{
+	lockdep_hardirq_threaded();
 }
 
 /* Locks */

@@ -96,9 +96,12 @@ impl<T> Drop for IrqGuard<'_, T> {
 
 /// `IrqLock::new` with the lockdep class of the place where it is written.
 macro_rules! new_irq_lock {
-    ($data:expr, $name:expr) => {
-        $crate::sync::IrqLock::new($data, $name, ::kernel::static_lock_class!())
-    };
+    ($data:expr, $name:expr) => {{
+        // A static, of which there is one also where the place is in generic code, of which each module has a copy: lockdep
+        // takes a name elsewhere in memory for another name.
+        static NAME: &::kernel::str::CStr = $name;
+        $crate::sync::IrqLock::new($data, NAME, ::kernel::static_lock_class!())
+    }};
 }
 pub(crate) use new_irq_lock;
 

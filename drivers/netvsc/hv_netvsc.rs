@@ -21,6 +21,10 @@ mod chores;
 mod configure;
 mod control;
 mod driver;
+#[cfg(CONFIG_KUNIT = "y")]
+#[allow(unsafe_code)] // What `kunit_tests` makes of it.
+#[path = "../../kunit/netvsc.rs"]
+mod kunit;
 #[allow(unsafe_code)]
 mod net;
 mod nic;

@@ -149,6 +149,11 @@ impl Poller for Queue {
             }
             return 0;
         };
+        if budget == 0 {
+            // netpoll, of any queue, and of none that it has scheduled: nothing may be received, and who masks the interrupt has to
+            // unmask it.
+            return 0;
+        }
         let Some(mut rx) = endpoint.try_receiver() else {
             // The poll before has not quite ended, on another CPU.
             return budget;

@@ -526,6 +526,10 @@ impl Queue {
     fn flush_or_keep(&self, state: &mut TxState, queue: &mut TxControl<'_>, endpoint: &Endpoint) {
         // A queue that was not stopped for it has nothing in flight: whatever comes next from the host is an occasion.
         if let Err(Failed::Full) = self.flush(state, queue, endpoint) {
+            // The last completion may have come meanwhile, and there is room, but nothing more to come.
+            if !queue.is_stopped() && self.flush(state, queue, endpoint).is_ok() {
+                return;
+            }
             self.stopped.store(true, Ordering::SeqCst);
         }
     }
@@ -617,6 +621,10 @@ impl Queue {
         let Some((state, mut queue)) = self.tx.get(&mut held) else {
             return;
         };
+        // Who turns it on stops the queues under their locks after that: one that was stopped so stays stopped.
+        if self.link.tx_off.load(Ordering::Relaxed) {
+            return;
+        }
         self.stopped.store(false, Ordering::SeqCst);
         // Stops the queue again if there is no room after all.
         self.flush_or_keep(state, &mut queue, endpoint);

@@ -158,7 +158,7 @@ pub(crate) struct Poll<'a> {
 }
 
 impl Poll<'_> {
-    /// Packets that may be received; 0 when only packets that were sent are to be looked after (netpoll).
+    /// Packets that may be received; 0 when netpoll asks for what can be done without receiving.
     #[inline]
     pub(crate) fn budget(&self) -> u32 {
         self.budget

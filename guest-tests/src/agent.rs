@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::patience::{self, stretched};
 use anyhow::{anyhow, bail, Context, Result};
 use guest_agent::{Answer, Command, Hello, Request};
 use serde::de::DeserializeOwned;
@@ -58,6 +59,7 @@ impl Agent {
     /// # Errors
     /// When it does not come in time.
     pub fn hello(&self, count: usize, timeout: Duration) -> Result<Hello> {
+        let timeout = stretched(timeout);
         let end = Instant::now() + timeout;
         let mut state = self
             .shared
@@ -87,7 +89,10 @@ impl Agent {
     }
 
     /// Sends a command and gives what to wait on.
-    fn send(&self, cmd: Command) -> Result<mpsc::Receiver<Answer>> {
+    fn send(&self, mut cmd: Command) -> Result<mpsc::Receiver<Answer>> {
+        if let Some(ms) = cmd.timeout_ms() {
+            *ms = ms.saturating_mul(patience::times().into());
+        }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (tx, rx) = mpsc::channel();
         {
@@ -121,6 +126,7 @@ impl Agent {
     /// # Errors
     /// The agent's sentence, or that no answer came in time.
     pub fn call<T: DeserializeOwned>(&self, cmd: Command, timeout: Duration) -> Result<T> {
+        let timeout = stretched(timeout);
         let answer = self.send(cmd)?.recv_timeout(timeout);
         let answer = answer.map_err(|err| match err {
             mpsc::RecvTimeoutError::Timeout => {

@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 
+use crate::patience::stretched;
+
 /// Words at the start of a kernel message that mean trouble.
 const TROUBLE_AT_START: [&str; 4] = ["BUG:", "WARNING:", "Oops", "Kernel panic"];
 
 /// Words anywhere in a kernel message that mean trouble.
-const TROUBLE: [&str; 9] = [
+const TROUBLE: [&str; 11] = [
     "Call Trace",
     "general protection",
     "rcu: INFO",
@@ -24,6 +26,8 @@ const TROUBLE: [&str; 9] = [
     "rust_kernel: panicked",
     "scheduling while atomic",
     "Unable to handle",
+    "new suspected memory leaks",
+    "UBSAN: ",
 ];
 
 /// Whether this console line says that the kernel is in trouble.
@@ -147,6 +151,7 @@ impl Console {
     /// # Errors
     /// When it does not come in time, or QEMU ended without it.
     pub fn wait(&self, text: &str, mark: usize, timeout: Duration) -> Result<String> {
+        let timeout = stretched(timeout);
         let end = Instant::now() + timeout;
         let mut state = self.state();
         loop {

@@ -8,6 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{bail, Context, Result};
 
 use crate::disks::Scratch;
+use crate::patience;
+
+/// How many times as long as the stock kernel one with the kernel's own checkers may take.
+const CHECKED_PATIENCE: u32 = 5;
 
 /// Paths to everything a guest is made of.
 #[derive(Debug, Clone)]
@@ -36,6 +40,8 @@ pub struct Env {
     pub postgres: Option<PathBuf>,
     /// `HV_SOURCE`: the checkout (suite `unit`).
     pub source: PathBuf,
+    /// `HV_CHECKED_KERNEL`: the kernel has the kernel's own checkers. They need memory.
+    pub checked_kernel: bool,
 }
 
 impl Env {
@@ -44,6 +50,10 @@ impl Env {
     /// # Errors
     /// One sentence that names the first variable that is missing or points to nothing.
     pub fn from_env() -> Result<Self> {
+        let checked_kernel = std::env::var_os("HV_CHECKED_KERNEL").is_some();
+        if checked_kernel {
+            patience::set(CHECKED_PATIENCE);
+        }
         Ok(Self {
             qemu: existing("HV_QEMU")?,
             kernel: existing("HV_KERNEL")?,
@@ -57,6 +67,7 @@ impl Env {
             debian: existing("HV_DEBIAN").ok(),
             postgres: existing("HV_POSTGRES").ok(),
             source: existing("HV_SOURCE")?,
+            checked_kernel,
         })
     }
 

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context, Result};
 use serde_json::{json, Value};
 
+use crate::patience::stretched;
+
 /// A connection to one QEMU.
 pub struct Qmp {
     writer: Mutex<UnixStream>,
@@ -79,7 +81,7 @@ impl Qmp {
     /// When it does not come in time.
     pub fn event(&self, name: &str, timeout: Duration) -> Result<Value> {
         self.inbox
-            .wait(timeout, |state| {
+            .wait(stretched(timeout), |state| {
                 let at = state
                     .events
                     .iter()

@@ -5,13 +5,14 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
 use crate::console::ran_stale_instruction;
 use crate::{Drivers, Env, Vm, VmConfig};
@@ -44,6 +45,14 @@ impl Scenario {
             drivers: None,
             run: Arc::new(run),
         }
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// Its own.
+    pub fn run(&self, ctx: &Ctx) -> Result<()> {
+        (self.run)(ctx)
     }
 
     /// The same test, but only with `--full`: without, it is skipped and says why.
@@ -91,6 +100,13 @@ pub struct Suite {
     pub scenarios: Vec<Scenario>,
 }
 
+impl Suite {
+    /// Whether its tests are for the debug kernel rather than the stock one.
+    pub fn for_checked_kernel(&self) -> bool {
+        matches!(self.name, "debug" | "kunit" | "mutants")
+    }
+}
+
 /// What a running test knows, and what it hands over besides its result.
 pub struct Ctx<'a> {
     /// Paths.
@@ -113,6 +129,18 @@ struct Notes {
 }
 
 impl Ctx<'_> {
+    /// The same test, with other paths. It has notes of its own.
+    pub fn with_env<'a>(&'a self, env: &'a Env) -> Ctx<'a> {
+        Ctx {
+            env,
+            drivers: self.drivers,
+            full: self.full,
+            suite: self.suite,
+            name: self.name,
+            notes: Mutex::default(),
+        }
+    }
+
     /// Configuration of a guest for this test.
     pub fn config(&self) -> VmConfig {
         self.config_for("", self.drivers)
@@ -214,7 +242,7 @@ pub struct Options {
 }
 
 /// Totals of a run.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Passed tests.
     pub passed: usize,
@@ -224,6 +252,27 @@ pub struct Totals {
     pub skipped: usize,
     /// Names of the failed ones, for the repetition at the end.
     pub failures: Vec<String>,
+}
+
+impl Totals {
+    /// Adds the totals of an earlier part of the same run, kept in `file` unless this is the first part, and keeps the
+    /// sum there.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub fn carry(&mut self, file: &Path, first: bool) -> Result<()> {
+        let context = || file.display().to_string();
+        if !first {
+            let text = std::fs::read(file).with_context(context)?;
+            let mut earlier: Self = serde_json::from_slice(&text).with_context(context)?;
+            earlier.passed += self.passed;
+            earlier.failed += self.failed;
+            earlier.skipped += self.skipped;
+            earlier.failures.append(&mut self.failures);
+            *self = earlier;
+        }
+        std::fs::write(file, serde_json::to_vec(self)?).with_context(context)
+    }
 }
 
 impl fmt::Display for Totals {
@@ -369,7 +418,8 @@ fn report(
         took.as_secs_f64()
     );
     let (passed, failed, skipped) = match (&result, notes.counts) {
-        // What a test of tests counted includes its failures.
+        // Something else failed than the tests that it counted.
+        (Err(_), Some((passed, 0, skipped))) => (passed, 1, skipped),
         (_, Some(counts)) => counts,
         (Ok(()), None) => (1, 0, 0),
         (Err(err), None) if err.is::<Skip>() => (0, 0, 1),
@@ -456,6 +506,7 @@ mod tests {
             debian: None,
             postgres: None,
             source: none(),
+            checked_kernel: false,
         }
     }
 
@@ -473,6 +524,10 @@ mod tests {
                     ctx.counts(7, 1, 2);
                     Ok(())
                 }),
+                Scenario::new("many-and-bad", "", |ctx| {
+                    ctx.counts(3, 0, 0);
+                    Err(anyhow::anyhow!("none of the last ten began"))
+                }),
             ],
         }
     }
@@ -488,8 +543,8 @@ mod tests {
     #[test]
     fn every_outcome_is_counted() {
         let totals = run(&env(), &[suite()], &options(&[]));
-        assert_eq!(totals.to_string(), "8 passed, 3 failed, 3 skipped");
-        assert_eq!(totals.failures.len(), 3);
+        assert_eq!(totals.to_string(), "11 passed, 4 failed, 3 skipped");
+        assert_eq!(totals.failures.len(), 4);
     }
 
     #[test]
@@ -516,6 +571,18 @@ mod tests {
         };
         assert_eq!(run_with("6d 0f <1f> 44"), (0, 2));
         assert_eq!(run_with("6d cc <cc> cc"), (1, 1));
+    }
+
+    #[test]
+    fn totals_of_parts_add_up() {
+        let file = std::env::temp_dir().join(format!("hv-totals-test-{}", std::process::id()));
+        let mut first = run(&env(), &[suite()], &options(&[]));
+        first.carry(&file, true).unwrap();
+        let mut second = run(&env(), &[suite()], &options(&["self::bad"]));
+        second.carry(&file, false).unwrap();
+        std::fs::remove_file(file).unwrap();
+        assert_eq!(second.to_string(), "11 passed, 5 failed, 3 skipped");
+        assert_eq!(second.failures.len(), 5);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::disks::Disk;
 use crate::env::TempDir;
 use crate::launch::{qemu_args, quote, shared_dir, write_initrd, Fifo, Listener};
 use crate::net::Nic;
+use crate::patience;
 use crate::qmp::Qmp;
 use crate::Env;
 
@@ -387,8 +388,9 @@ impl Vm {
             dir,
         };
         if !vm.config.plain {
-            let client =
+            let mut client =
                 Client::connect_within(&control, SOON).map_err(|err| vm.explain(err.into()))?;
+            client.set_patience(patience::times());
             vm.host = Some(Mutex::new(client));
         }
         vm.agent
@@ -535,7 +537,9 @@ impl Vm {
     /// # Errors
     /// When the VM has ended.
     pub fn second_host(&self) -> Result<Client> {
-        Ok(Client::connect(self.control())?)
+        let mut client = Client::connect(self.control())?;
+        client.set_patience(patience::times());
+        Ok(client)
     }
 
     /// Path of the control socket.

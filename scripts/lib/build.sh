@@ -31,7 +31,10 @@ export_environment() {
 	export HV_MODULES=$HV_STATE/modules-$KREL HV_SSDT=$HV_STATE/vmbus.aml
 	export HV_BIN=$CARGO_TARGET_DIR/release HV_PLUGIN=$CARGO_TARGET_DIR/release/libhv_host_qemu.so
 	export HV_AGENT=$CARGO_TARGET_DIR/$HV_TARGET/release/guest-agent
-	export HV_KCC=x86_64-linux-gnu-gcc-$KGCC
+	export HV_KCC=x86_64-linux-gnu-gcc-$KGCC HV_KMAKE="CC=x86_64-linux-gnu-gcc-$KGCC LOCALVERSION=+${KREL#*+}"
+	# Debug kernels of one release differ in their configuration, which objects do not tell.
+	[[ -z ${DEBUG_KERNEL-} ]] || export HV_MODULES=$HV_STATE/modules-$KERNEL_KEY
+	[[ -z ${DEBUG_KERNEL-} ]] || export HV_KCC=clang-$HV_LLVM HV_KMAKE="LLVM=-$HV_LLVM LOCALVERSION=" HV_CHECKED_KERNEL=1
 	export HV_DEBIAN=$HV_IN_DEBIAN/root.img HV_POSTGRES=$HV_IN_POSTGRES/postgres.img
 }
 HV_IN_DEBIAN=/hv/debian
@@ -55,8 +58,9 @@ in_tree() {
 	[[ ! -d $IMAGE ]] || args+=(--bind "$IMAGE:$HV_IN_IMAGE")
 	[[ ! -d $DEBIAN ]] || args+=(--bind "$DEBIAN:$HV_IN_DEBIAN")
 	[[ ! -d $POSTGRES ]] || args+=(--bind "$POSTGRES:$HV_IN_POSTGRES")
-	inside "$TREE" ${args[@]+"${args[@]}"} --bind "$HV_CACHE" --bind "$HV_ROOT" --bind "$KERNEL:$HV_IN_KERNEL" \
-		--cd "$dir" "$@"
+	[[ ! -d $KERNEL ]] || args+=(--bind "$KERNEL:$HV_IN_KERNEL")
+	[[ -z ${DEBUG_KERNEL-} || ! -d $KERNEL ]] || args+=(--bind "$STOCK_KERNEL/source:$HV_IN_KERNEL/source")
+	inside "$TREE" ${args[@]+"${args[@]}"} --bind "$HV_CACHE" --bind "$HV_ROOT" --cd "$dir" "$@"
 }
 
 # Programs: the host plugin, tools and tests; then the agent, static, for the guest.
@@ -75,6 +79,7 @@ build_programs() {
 
 # The kernel modules, by the Makefile that anyone may use by hand.
 build_modules() {
+	# shellcheck disable=SC2086 # a list
 	run_logged modules "building the kernel modules for $KREL" "$HV_LOGS/modules.log" in_tree \
-		make -j"$(nproc)" KDIR="$HV_KDIR" MO="$HV_MODULES" CC="$HV_KCC" LOCALVERSION="+${KREL#*+}" modules
+		make -j"$(nproc)" KDIR="$HV_KDIR" MO="$HV_MODULES" $HV_KMAKE modules
 }

@@ -106,7 +106,7 @@ lock_checkout() {
 prune() {
 	local dir stage family
 	discard "$HV_CACHE"/*/.tmp.*
-	for stage in base tree kernel artifacts image debian postgres; do
+	for stage in base tree kernel artifacts debug image debian postgres; do
 		declare -A seen=()
 		while IFS= read -r dir; do
 			family=${dir##*/}
@@ -131,7 +131,7 @@ prune() {
 status() {
 	local stage dir
 	printf 'cache: %s\n' "$HV_CACHE"
-	for stage in base kernel tree artifacts image debian postgres checkouts; do
+	for stage in base kernel tree artifacts debug image debian postgres checkouts; do
 		for dir in "$HV_CACHE/$stage"/*/; do
 			[[ -d $dir ]] || continue
 			printf '%-10s %-45s %8s  used %s\n' "$stage" "$(basename "$dir")" \

@@ -10,6 +10,9 @@ export HV_IN_KERNEL=/hv/kernel HV_IN_KDIR=/hv/build
 # A file that only a finished tree has.
 HV_TREE_CHECK=usr/bin/qemu-system-x86_64
 
+# The clang that builds debug kernels.
+export HV_LLVM=19
+
 # Flavour and config name of the guest's kernel.
 HV_FLAVOUR=cloud-amd64
 HV_KCONFIG=config.amd64_none_$HV_FLAVOUR
@@ -142,9 +145,23 @@ discover() {
 	return 1
 }
 
+# What the user asked for without "debug": the version whose source a debug kernel is made from.
+wanted_version() {
+	local wanted=${HYPERV_RS_KERNEL-}
+	if is_debug; then
+		wanted=${wanted#debug}
+		wanted=${wanted#-}
+	fi
+	printf '%s' "$wanted"
+}
+
+# Whether the kernel is to be built here with the kernel's own checkers: --kernel debug, debug-7.2.
+is_debug() { [[ ${HYPERV_RS_KERNEL-} == debug || ${HYPERV_RS_KERNEL-} == debug-* ]]; }
+
 # The file that holds the choice of a kernel for what the user asked for.
 kernel_choice() {
-	local wanted=${HYPERV_RS_KERNEL-}
+	local wanted
+	wanted=$(wanted_version)
 	[[ $wanted =~ ^[0-9A-Za-z.+~-]*$ ]] || die "'$wanted' is no kernel version; --kernel takes for example 7.3 or 7.3.4"
 	printf '%s' "$HV_CACHE/kernels/${wanted:-newest}"
 }
@@ -152,7 +169,8 @@ kernel_choice() {
 # Chooses the kernel: a choice made before holds as long as its files are there, so that a warm
 # cache needs no network. Sets KREL KDEB KSERIES KRUSTC KGCC.
 choose_kernel() {
-	local wanted=${HYPERV_RS_KERNEL-} file
+	local wanted file
+	wanted=$(wanted_version)
 	file=$(kernel_choice) || exit
 	if [[ -s $file && -z ${HV_UPDATE-} ]]; then
 		# shellcheck disable=SC1090
@@ -184,8 +202,8 @@ kernel_key() {
 }
 
 setup_kernel() {
-	stage kernel "$KERNEL_KEY" "Linux $KREL: image, modules, source" vmlinuz "$HV_SCRIPTS/stages/kernel" \
-		BASE="${BASE-}" KREL="$KREL" KDEB="$KDEB" KSERIES="$KSERIES" KCONFIG="$HV_KCONFIG"
+	stage kernel "${STOCK_KERNEL##*/}" "Linux $KREL: image, modules, source" vmlinuz "$HV_SCRIPTS/stages/kernel" \
+		BASE="${BASE-}" KREL="$STOCK_KREL" KDEB="$KDEB" KSERIES="$KSERIES" KCONFIG="$HV_KCONFIG"
 }
 
 setup_tree() {
@@ -214,16 +232,32 @@ name_stages() {
 	TREE_KEY=$({ script_text "$HV_SCRIPTS/stages/tree" "$HV_SCRIPTS/stages/base"; echo "$TREE_PACKAGES"; } | short_hash)
 	TREE=$HV_CACHE/tree/$TREE_KEY
 	KERNEL=$HV_CACHE/kernel/$KERNEL_KEY
-	key=$({ script_text "$HV_SCRIPTS/stages/artifacts"; echo "$KERNEL_KEY $TREE_KEY"; } | short_hash)
-	KDIR=$HV_CACHE/artifacts/$KREL-$key
-	key=$({ script_text "$HV_SCRIPTS/stages/image"; echo "$KERNEL_KEY $TREE_KEY $HV_GUEST_MODULES"; } | short_hash)
-	IMAGE=$HV_CACHE/image/$KREL-$key
-	# The compilers are not in it: it stays when only the tree changes.
+	STOCK_KREL=$KREL
+	STOCK_KERNEL=$KERNEL
+	# The compilers are not in it: it stays when only the tree changes. A debug kernel's guests take programs from it, and
+	# nothing of its kernel.
 	key=$({ script_text "$HV_SCRIPTS/stages/debian" "$HV_SCRIPTS/stages/base"; echo "$KERNEL_KEY $HV_DEBIAN_PACKAGES $HV_DEBIAN_SIZE"; } | short_hash)
 	DEBIAN=$HV_CACHE/debian/$KREL-$key
 	key=$({ script_text "$HV_SCRIPTS/stages/postgres" "$HV_SCRIPTS/stages/base"; echo "$HV_POSTGRES_PACKAGES"; } | short_hash)
 	POSTGRES=$HV_CACHE/postgres/$key
+	! is_debug || name_debug_kernel
+	key=$({ script_text "$HV_SCRIPTS/stages/artifacts"; echo "$KERNEL_KEY $TREE_KEY"; } | short_hash)
+	KDIR=${DEBUG_KERNEL:+$DEBUG_KERNEL/build}
+	KDIR=${KDIR:-$HV_CACHE/artifacts/$KREL-$key}
+	key=$({ script_text "$HV_SCRIPTS/stages/image"; echo "$KERNEL_KEY $TREE_KEY $HV_GUEST_MODULES"; } | short_hash)
+	IMAGE=$HV_CACHE/image/$KREL-$key
 	export_environment
+}
+
+# A kernel built here takes the place of the stock one, with a release name of its own. Sets DEBUG_KERNEL, and KREL,
+# KERNEL_KEY and KERNEL anew.
+name_debug_kernel() {
+	local key
+	key=$({ script_text "$HV_SCRIPTS/stages/debug"; cat "$HV_ROOT/kunit/debug.config"; echo "$KERNEL_KEY $TREE_KEY"; } | short_hash)
+	KREL=${KREL%%[+-]*}-hvdebug
+	KERNEL_KEY=$KREL-$key
+	DEBUG_KERNEL=$HV_CACHE/debug/$KERNEL_KEY
+	KERNEL=$DEBUG_KERNEL/kernel
 }
 
 # Whether there is nothing to make: then no lock is needed, and no run waits for another.
@@ -240,7 +274,7 @@ is_ready() {
 	[[ -z ${HV_WANT_DEBIAN-} || -e $DEBIAN/root.img ]] || return 1
 	[[ -z ${HV_WANT_POSTGRES-} || -e $POSTGRES/postgres.img ]] || return 1
 	# What is in use is not pruned.
-	touch -c "$TREE" "$KERNEL" "$KDIR" "$IMAGE"
+	touch -c "$TREE" "$STOCK_KERNEL" "${DEBUG_KERNEL:-$KDIR}" "$IMAGE"
 	[[ -z ${HV_WANT_DEBIAN-} ]] || touch -c "$DEBIAN"
 	[[ -z ${HV_WANT_POSTGRES-} ]] || touch -c "$POSTGRES"
 }
@@ -253,7 +287,7 @@ setup() {
 		lock_cache
 		choose_kernel || return
 		name_stages
-		if [[ ! -e $TREE/$HV_TREE_CHECK || ! -e $KERNEL/vmlinuz ]]; then
+		if [[ ! -e $TREE/$HV_TREE_CHECK || ! -e $STOCK_KERNEL/vmlinuz ]]; then
 			setup_base || return
 			# Two halves that wait for the network and for one CPU each.
 			setup_kernel &
@@ -273,7 +307,13 @@ setup() {
 	fi
 }
 
+# What modules are built against: a debug kernel, or the stock one's metadata.
 setup_artifacts() {
+	if [[ -n ${DEBUG_KERNEL-} ]]; then
+		stage debug "$KERNEL_KEY" "Linux $KREL with the kernel's checkers: half an hour of one CPU" kernel/vmlinuz \
+			"$HV_SCRIPTS/stages/debug" TREE="$TREE" STOCK="$STOCK_KERNEL" KREL="$KREL" CONFIG="$HV_ROOT/kunit/debug.config"
+		return
+	fi
 	stage artifacts "${KDIR##*/}" "Rust metadata of Linux $KREL" Module.symvers "$HV_SCRIPTS/stages/artifacts" \
 		TREE="$TREE" KERNEL="$KERNEL" KREL="$KREL" KCC="$HV_KCC"
 }
@@ -288,7 +328,7 @@ setup_debian() {
 	[[ -n ${HV_WANT_DEBIAN-} && ! -e $DEBIAN/root.img ]] || return 0
 	setup_base || return
 	stage debian "${DEBIAN##*/}" "Debian $HV_SUITE on a disk image" root.img "$HV_SCRIPTS/stages/debian" \
-		BASE="$BASE" TREE="$TREE" KERNEL="$KERNEL" KREL="$KREL" PACKAGES="$HV_DEBIAN_PACKAGES" SIZE="$HV_DEBIAN_SIZE"
+		BASE="$BASE" TREE="$TREE" KERNEL="$STOCK_KERNEL" KREL="$STOCK_KREL" PACKAGES="$HV_DEBIAN_PACKAGES" SIZE="$HV_DEBIAN_SIZE"
 }
 
 # Only for the full run of the suite exchange (HV_WANT_POSTGRES).

@@ -156,6 +156,19 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The time after which it gives up, where it has one.
+    pub fn timeout_ms(&mut self) -> Option<&mut u64> {
+        match self {
+            Self::Exec { timeout_ms, .. }
+            | Self::Spawn { timeout_ms, .. }
+            | Self::Log { timeout_ms, .. }
+            | Self::Uevent { timeout_ms, .. } => Some(timeout_ms),
+            _ => None,
+        }
+    }
+}
+
 /// Clocks of the guest, read one after another in the order of the fields.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Stamps {

@@ -6,9 +6,12 @@
 pub(crate) mod clock;
 mod connect;
 pub(crate) mod cost;
+mod debug;
 mod exchange;
 mod ic;
+mod kunit;
 pub(crate) mod lifecycle;
+mod mutants;
 pub(crate) mod network;
 mod power;
 pub(crate) mod programs;
@@ -23,7 +26,7 @@ use crate::{unit, Drivers};
 
 /// All suites, in the order in which they run.
 pub fn suites() -> Vec<Suite> {
-    vec![
+    let mut suites = vec![
         Suite {
             name: "unit",
             about: "native tests of the workspace",
@@ -60,7 +63,16 @@ pub fn suites() -> Vec<Suite> {
             drivers: Drivers::Rust,
             scenarios: exchange::scenarios(),
         },
-    ]
+    ];
+    suites.push(debug::suite(&suites));
+    suites.push(Suite {
+        name: "kunit",
+        about: "tests inside the modules, on a kernel with KUnit, KASAN and lockdep",
+        drivers: Drivers::Rust,
+        scenarios: kunit::scenarios(),
+    });
+    suites.push(mutants::suite(&suites));
+    suites
 }
 
 /// What both stacks must do.

@@ -8,6 +8,7 @@ use anyhow::{ensure, Result};
 use guest_agent::{Command as Ask, Output, Spawned};
 use hvctl::ChannelState;
 
+use crate::patience::stretched;
 use crate::vm::{describe, Vm, SOON};
 
 /// For I/O that an idle machine does in seconds.
@@ -22,7 +23,7 @@ pub(super) fn until(
     limit: Duration,
     mut done: impl FnMut() -> Result<bool>,
 ) -> Result<Duration> {
-    let begin = Instant::now();
+    let (begin, limit) = (Instant::now(), stretched(limit));
     while !done()? {
         ensure!(
             begin.elapsed() < limit,

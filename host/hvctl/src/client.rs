@@ -56,6 +56,7 @@ pub struct Client {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
     next_id: u64,
+    patience: u32,
 }
 
 impl Client {
@@ -74,6 +75,7 @@ impl Client {
             reader,
             writer,
             next_id: 1,
+            patience: 1,
         })
     }
 
@@ -91,6 +93,16 @@ impl Client {
                 Ok(client) => return Ok(client),
             }
         }
+    }
+
+    /// Makes the time limits of all waits of this client so many times as long, for guests that are slow.
+    pub fn set_patience(&mut self, times: u32) {
+        self.patience = times;
+    }
+
+    fn limit_ms(&self, limit: Duration) -> u64 {
+        let limit = limit.saturating_mul(self.patience);
+        u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Sends a command and waits for its answer.
@@ -208,7 +220,7 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] when the time is over; see [`Error`].
     pub fn wait(&mut self, until: Until, limit: Duration) -> Result<(), Error> {
-        let timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let timeout_ms = self.limit_ms(limit);
         self.unit(Command::Wait { until, timeout_ms })
     }
 
@@ -277,7 +289,7 @@ impl Client {
         force: bool,
         wait: Duration,
     ) -> Result<ShutdownReply, Error> {
-        let wait_ms = Some(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        let wait_ms = Some(self.limit_ms(wait));
         self.typed(Command::Shutdown {
             kind,
             force,

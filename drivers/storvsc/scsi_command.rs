@@ -287,13 +287,17 @@ impl Command {
 
     #[inline(never)]
     fn store_all_pfns(mut pfns: Pfns<'_>, words: &[AtomicU64]) -> bool {
-        for word in words {
-            let Some(pfn) = pfns.next() else {
-                return false;
-            };
-            word.store(pfn.to_le(), Ordering::Relaxed);
+        // By entry, not by page: mostly each page has one of its own, and `Pfns::next` would look at the end of each twice.
+        let mut words = words.iter();
+        while pfns.enter() {
+            for pfn in pfns.pages.clone() {
+                let Some(word) = words.next() else {
+                    return false;
+                };
+                word.store(pfn.to_le(), Ordering::Relaxed);
+            }
         }
-        pfns.next().is_none()
+        words.next().is_none()
     }
 
     /// Ends a command that was handed over.

@@ -58,6 +58,20 @@ struct Counter {
     done: Arc<Event>,
 }
 
+impl Counter {
+    /// One that was not called yet, and what it signals at the end.
+    fn new(until: u32, every_ms: u32) -> Result<(Self, Arc<Event>)> {
+        let done = event()?;
+        let counter = Self {
+            calls: AtomicU32::new(0),
+            until,
+            every_ms,
+            done: done.clone(),
+        };
+        Ok((counter, done))
+    }
+}
+
 impl Run for Counter {
     fn run(&self) -> Option<u32> {
         let calls = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
@@ -425,13 +439,7 @@ mod waiting {
 
     #[test]
     fn deferred_work_runs_as_often_as_it_asks() -> Result {
-        let done = event()?;
-        let counter = Counter {
-            calls: AtomicU32::new(0),
-            until: 5,
-            every_ms: 10,
-            done: done.clone(),
-        };
+        let (counter, done) = Counter::new(5, 10)?;
         let work = crate::new_deferred!(counter, c"hv_kunit")?;
         assert!(work.schedule());
         assert!(done.wait_timeout(msecs_to_jiffies(LONG)));
@@ -442,13 +450,7 @@ mod waiting {
 
     #[test]
     fn deferred_work_that_was_dropped_does_not_run() -> Result {
-        let done = event()?;
-        let counter = Counter {
-            calls: AtomicU32::new(0),
-            until: 1,
-            every_ms: 0,
-            done: done.clone(),
-        };
+        let (counter, done) = Counter::new(1, 0)?;
         let work = crate::new_deferred!(counter, c"hv_kunit")?;
         assert!(work.schedule_after(50));
         // It is queued already.

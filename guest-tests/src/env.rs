@@ -50,7 +50,7 @@ impl Env {
     /// # Errors
     /// One sentence that names the first variable that is missing or points to nothing.
     pub fn from_env() -> Result<Self> {
-        let checked_kernel = std::env::var_os("HV_CHECKED_KERNEL").is_some();
+        let checked_kernel = checked_kernel();
         if checked_kernel {
             patience::set(CHECKED_PATIENCE);
         }
@@ -87,6 +87,11 @@ impl Env {
             .context("HV_DEBIAN is not set: the set-up made no Debian image")?;
         Scratch::copy(&self.scratch(), image)
     }
+}
+
+/// Whether the kernel that was set up has the kernel's own checkers.
+pub fn checked_kernel() -> bool {
+    std::env::var_os("HV_CHECKED_KERNEL").is_some()
 }
 
 fn path(name: &str) -> Result<PathBuf> {

@@ -326,7 +326,11 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Totals {
                     notes: Mutex::default(),
                 };
                 let begin = Instant::now();
-                let mut result = run_once(&scenario, &ctx);
+                let mut result = if suite.for_checked_kernel() && !env.checked_kernel {
+                    Err(Skip(NEEDS_CHECKS.into()).into())
+                } else {
+                    run_once(&scenario, &ctx)
+                };
                 if let (Err(err), Some(logs)) = (&result, stale_guest(&ctx, &second_runs)) {
                     println!(
                         "        {}::{} is run a second time: QEMU ran an instruction no longer in memory, see {}\n    {}",
@@ -357,6 +361,9 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Totals {
     });
     totals.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Why a test for the debug kernel does not run on another one.
+const NEEDS_CHECKS: &str = "runs on the debug kernel: scripts/test debug, kunit or mutants";
 
 fn run_once(scenario: &Scenario, ctx: &Ctx) -> Result<()> {
     catch_unwind(AssertUnwindSafe(|| (scenario.run)(ctx))).unwrap_or_else(|panic| {

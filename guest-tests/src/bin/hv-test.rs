@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{bail, Result};
 use clap::Parser;
 use guest_tests::runner::{self, Options, Suite};
-use guest_tests::{disks, scenarios, Env};
+use guest_tests::{disks, env, scenarios, Env};
 
 /// Run the tests: all suites, or the named ones.
 #[derive(Parser)]
@@ -48,8 +48,7 @@ fn main() -> ExitCode {
 
 /// Whether all passed.
 fn run(args: &Args) -> Result<bool> {
-    let checked_kernel = std::env::var_os("HV_CHECKED_KERNEL").is_some();
-    let suites = choose(&args.suites, checked_kernel)?;
+    let suites = choose(&args.suites, env::checked_kernel())?;
     let tests = runner::chosen(&suites, &args.filter);
     if tests.is_empty() {
         bail!("no test matches --filter {}", args.filter.join(" "));

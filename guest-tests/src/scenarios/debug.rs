@@ -43,7 +43,7 @@ pub fn suite(suites: &[Suite]) -> Suite {
         name: "debug",
         about: "the Rust modules on a kernel with KASAN, lockdep and the like",
         drivers: Drivers::Rust,
-        scenarios: scenarios.into_iter().map(checked_only).collect(),
+        scenarios,
     }
 }
 
@@ -61,19 +61,4 @@ fn of_suite(suite: &str, scenario: &Scenario) -> Scenario {
             None => inner.run(ctx),
         },
     )
-}
-
-/// The same test, skipped on any other kernel.
-pub fn checked_only(scenario: Scenario) -> Scenario {
-    let (name, about) = (scenario.name.clone(), scenario.about.clone());
-    Scenario::new(&name, &about, move |ctx: &Ctx| {
-        if ctx.env.checked_kernel {
-            scenario.run(ctx)
-        } else {
-            Err(
-                Skip("runs on the debug kernel: scripts/test debug, kunit or mutants".into())
-                    .into(),
-            )
-        }
-    })
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{bail, Result};
 
-use super::debug::checked_only;
 use crate::ktap::{self, Outcome};
 use crate::net::{Backend, Nic};
 use crate::runner::{ensure, Ctx, Scenario};
@@ -19,11 +18,11 @@ const SOURCES: [&str; 2] = [
 ];
 
 pub fn scenarios() -> Vec<Scenario> {
-    vec![checked_only(Scenario::new(
+    vec![Scenario::new(
         "modules",
         "the tests inside the modules, in a kernel with KASAN and lockdep",
         modules,
-    ))]
+    )]
 }
 
 /// Names of the suites in a source file.
@@ -34,8 +33,8 @@ fn suites(source: &str) -> impl Iterator<Item = &str> {
 }
 
 fn modules(ctx: &Ctx) -> Result<()> {
-    let mut config = ctx.config().smp(2).nic(Nic::new(Backend::Echo));
-    config.cmdline.push("kunit.enable=1 kunit.autorun=1".into());
+    let config = ctx.config().smp(2).nic(Nic::new(Backend::Echo));
+    let config = config.cmdline("kunit.enable=1 kunit.autorun=1");
     ctx.booted(config, |vm| {
         let Some(console) = &vm.console else {
             bail!("no console");

@@ -58,8 +58,8 @@ pub fn rust_only() -> Vec<Scenario> {
     )]
 }
 
-fn cycle(host: &mut Client, device: &str) -> Result<()> {
-    host.rescind(device)?;
+/// Waits until the guest has let go of a device that was rescinded, and offers it again.
+pub(crate) fn offer_again(host: &mut Client, device: &str) -> Result<()> {
     host.wait(
         Until::Released {
             device: device.into(),
@@ -67,7 +67,12 @@ fn cycle(host: &mut Client, device: &str) -> Result<()> {
         SOON,
     )
     .with_context(|| format!("{device} not released"))?;
-    host.offer(device)?;
+    Ok(host.offer(device)?)
+}
+
+fn cycle(host: &mut Client, device: &str) -> Result<()> {
+    host.rescind(device)?;
+    offer_again(host, device)?;
     host.wait_negotiated(device, SOON)
         .with_context(|| format!("{device} did not come back"))
 }
@@ -111,14 +116,7 @@ fn storm(ctx: &Ctx) -> Result<()> {
             }
             // Offered as soon as its relid is back, whatever the others do.
             for device in IC_DEVICES {
-                host.wait(
-                    Until::Released {
-                        device: device.into(),
-                    },
-                    SOON,
-                )
-                .with_context(|| format!("{device} not released"))?;
-                host.offer(device)?;
+                offer_again(&mut host, device)?;
             }
         }
         for device in IC_DEVICES {

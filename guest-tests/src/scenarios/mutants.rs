@@ -9,7 +9,6 @@ use std::process::Command;
 
 use anyhow::{anyhow, bail, ensure, Context, Result};
 
-use super::debug::checked_only;
 use crate::env::TempDir;
 use crate::runner::{Ctx, Scenario, Skip, Suite};
 use crate::Env;
@@ -73,14 +72,10 @@ pub fn suite(suites: &[Suite]) -> Suite {
             (name, found.map(|(_, scenario)| scenario.clone()))
         });
         let about = mutant.field("Subject").unwrap_or("");
-        checked_only(Scenario::new(
-            mutant.name,
-            about,
-            move |ctx: &Ctx| match &catcher {
-                Ok((name, catcher)) => caught(ctx, mutant, name, catcher.as_ref()),
-                Err(err) => Err(anyhow!("{err:#}")),
-            },
-        ))
+        Scenario::new(mutant.name, about, move |ctx: &Ctx| match &catcher {
+            Ok((name, catcher)) => caught(ctx, mutant, name, catcher.as_ref()),
+            Err(err) => Err(anyhow!("{err:#}")),
+        })
     });
     Suite {
         name: "mutants",

@@ -5,15 +5,17 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
-use hvctl::{BackupOp, BackupReply, Client, Command, DiskFault, Sending, Until};
+use hvctl::{BackupOp, BackupReply, Client, DiskFault, Sending};
 
 use super::frozen::{all_write, freeze, mount_ext4, place, until_served, writable, PROMPT};
 use super::{
-    backup, backup_how, config, debian, guest, installed, sending, status_is, Daemons, Running,
-    FAIL,
+    backup, backup_by, backup_how, config, debian, each_cell, guest, installed, sending, status_is,
+    Daemons, Running, FAIL,
 };
 use crate::disks::{Disk, Scratch};
 use crate::runner::{equal, Ctx, Scenario};
+use crate::scenarios::lifecycle::offer_again;
+use crate::scenarios::storage::fault_on;
 use crate::vm::{Vm, SOON};
 
 pub fn scenarios() -> Vec<Scenario> {
@@ -22,13 +24,11 @@ pub fn scenarios() -> Vec<Scenario> {
         "daemon killed while frozen, host that is silent, hook that hangs: thawed within the limit",
         broken,
     ));
-    for daemons in Daemons::ALL {
-        all.extend(Scenario::both(
-            &format!("backup-aborted-{}", daemons.name()),
-            "the host takes the device away, or sends THAW, before the daemon has answered FREEZE and after: thawed at once",
-            move |ctx| aborted(ctx, daemons),
-        ));
-    }
+    all.extend(each_cell(
+        "backup-aborted",
+        "the host takes the device away, or sends THAW, before the daemon has answered FREEZE and after: thawed at once",
+        aborted,
+    ));
     all
 }
 
@@ -122,7 +122,7 @@ fn broken(ctx: &Ctx) -> Result<()> {
 const NAMES: [&str; 2] = ["first", "second"];
 
 /// A request of the host that the guest has not answered.
-type Pending<'scope> = std::thread::ScopedJoinHandle<'scope, Result<BackupReply, hvctl::Error>>;
+type Pending<'scope> = std::thread::ScopedJoinHandle<'scope, Result<BackupReply>>;
 
 fn ask<'scope>(
     scope: &'scope std::thread::Scope<'scope, '_>,
@@ -135,21 +135,12 @@ fn ask<'scope>(
             wait_ms: 120_000,
             ..Sending::default()
         };
-        let value = host.call(Command::Backup { op, how })?;
-        Ok(serde_json::from_value(value).expect("answer to backup"))
+        backup_by(&mut host, op, how)
     })
 }
 
 fn stall(vm: &Vm, ms: u64) -> Result<()> {
-    vm.host().call(Command::DiskFault {
-        device: "scsi1".into(),
-        lun: None,
-        opcode: None,
-        count: 1,
-        skip: 0,
-        fault: DiskFault::Stall { ms },
-    })?;
-    Ok(())
+    fault_on(vm, "scsi1", None, 1, DiskFault::Stall { ms })
 }
 
 /// Packets that the host has sent to the backup service.
@@ -302,9 +293,7 @@ fn back<'a>(
             None
         }
     };
-    let device = "vss".to_owned();
-    vm.host().wait(Until::Released { device }, SOON)?;
-    vm.host().offer("vss")?;
+    offer_again(&mut vm.host(), "vss")?;
     vm.host().wait_negotiated("vss", SOON)?;
     daemon.map_or_else(|| Running::start(vm, command), Ok)
 }

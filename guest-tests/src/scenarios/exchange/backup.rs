@@ -9,7 +9,7 @@ use anyhow::{ensure, Context, Result};
 use hvctl::BackupOp;
 
 use super::frozen::{all_write, freeze, place, until_served, PROMPT};
-use super::{backup, config, debian, guest, installed, status_is, Daemons, Running};
+use super::{backup, config, debian, each_cell, guest, installed, status_is, Daemons, Running};
 use crate::disks::{Disk, Scratch};
 use crate::runner::{equal, Ctx, Scenario};
 use crate::vm::{describe, Vm, SOON};
@@ -26,15 +26,11 @@ const SYSTEMS: [(&str, &str, &str); 3] = [
 const MIB: u64 = 320;
 
 pub fn scenarios() -> Vec<Scenario> {
-    let mut all = Vec::new();
-    for daemons in Daemons::ALL {
-        all.extend(Scenario::both(
-            &format!("backup-{}", daemons.name()),
-            "a database is written to while ext4, xfs and btrfs are frozen, copied and thawed; the copies are whole",
-            move |ctx| consistent(ctx, daemons),
-        ));
-    }
-    all
+    each_cell(
+        "backup",
+        "a database is written to while ext4, xfs and btrfs are frozen, copied and thawed; the copies are whole",
+        consistent,
+    )
 }
 
 /// Copies an image over another one, holes included.

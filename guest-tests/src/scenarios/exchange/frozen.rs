@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{bail, ensure, Context, Result};
 use hvctl::BackupOp;
 
 use super::{backup, debian, stack, state, status_is, Running, DEBIAN};
@@ -31,11 +31,30 @@ pub(super) fn mount_ext4(vm: &Vm, disk: &str, name: &str) -> Result<()> {
 
 /// Whether a process waits for the thaw: in state D, and in a semaphore of the file system's `s_writers` (fs/super.c), which nothing
 /// but a freeze closes.
-pub(super) fn waits_for_thaw(vm: &Vm, pid: u32) -> Result<bool> {
+fn waits_for_thaw(vm: &Vm, pid: u32) -> Result<bool> {
     let stack = stack(vm, pid)?;
     Ok(state(vm, pid)? == "D"
         && stack.contains("percpu_rwsem_wait")
         && stack.contains("mnt_want_write"))
+}
+
+fn has_ended(vm: &Vm, pid: u32) -> Result<bool> {
+    Ok(matches!(state(vm, pid)?.as_str(), "" | "Z"))
+}
+
+/// Waits until a process waits for the thaw; false when it ends instead.
+pub(super) fn until_it_waits(vm: &Vm, pid: u32) -> Result<bool> {
+    let begin = Instant::now();
+    while !waits_for_thaw(vm, pid)? {
+        if has_ended(vm, pid)? {
+            return Ok(false);
+        }
+        ensure!(
+            begin.elapsed() < SOON,
+            "process {pid} neither ends nor waits for the thaw"
+        );
+    }
+    Ok(true)
 }
 
 /// A program that changes a file system: `touch`, which needs nothing but the leave to write.
@@ -57,28 +76,17 @@ impl<'a> Writer<'a> {
     /// Starts one on a file system that must be frozen: returns when the kernel has put it to sleep there.
     fn blocked(vm: &'a Vm, root: &str, name: &str) -> Result<Self> {
         let writer = Self::start(vm, root, name)?;
-        let begin = Instant::now();
-        while !waits_for_thaw(vm, writer.touch.pid)? {
-            if writer.has_ended()? {
-                let out = writer.touch.end(SOON)?;
-                bail!("{name} is not frozen, touch has ended: {}", describe(&out));
-            }
-            ensure!(
-                begin.elapsed() < SOON,
-                "{name}: touch neither ends nor waits"
-            );
+        if !until_it_waits(vm, writer.touch.pid).context(writer.name.clone())? {
+            let out = writer.touch.end(SOON)?;
+            bail!("{name} is not frozen, touch has ended: {}", describe(&out));
         }
         Ok(writer)
-    }
-
-    fn has_ended(&self) -> Result<bool> {
-        Ok(matches!(self.touch.state()?.as_str(), "" | "Z"))
     }
 
     /// Waits until it has written; how long that took.
     fn writes(self, what: &str, limit: Duration) -> Result<Duration> {
         let begin = Instant::now();
-        while !self.has_ended()? {
+        while !has_ended(self.vm, self.touch.pid)? {
             ensure!(
                 begin.elapsed() < limit,
                 "{what}: {} is still frozen after {} s: {}",

@@ -6,28 +6,15 @@ use anyhow::{ensure, Context, Result};
 use hvctl::{KvpKind, KvpOp, KvpPair, KvpPool};
 
 use super::{
-    config, debian, guest, installed, kvp, status_is, with_devices, Daemons, Running, NO_ADAPTER,
-    NO_MORE,
+    config, debian, each_cell, guest, installed, kvp, status_is, with_devices, Daemons, Running,
+    NO_ADAPTER, NO_MORE,
 };
 use crate::runner::{equal, Ctx, Scenario};
 use crate::vm::{Vm, SOON};
 use crate::Drivers;
 
 pub fn scenarios() -> Vec<Scenario> {
-    let mut all: Vec<_> = Daemons::ALL
-        .into_iter()
-        .flat_map(|daemons| {
-            let whose = match daemons {
-                Daemons::Ours => "ours",
-                Daemons::Debian => "debian",
-            };
-            Scenario::both(
-                &format!("kvp-{whose}"),
-                "every operation of key-value pairs",
-                move |ctx| operations(ctx, daemons),
-            )
-        })
-        .collect();
+    let mut all = each_cell("kvp", "every operation of key-value pairs", operations);
     all.extend(Scenario::both(
         "kvp-old",
         "hosts that speak key-value pairs up to 3.0 and 1.0",

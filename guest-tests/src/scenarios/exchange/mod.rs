@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 use guest_agent::{Command as Ask, Output, Spawned};
-use hvctl::{BackupOp, BackupReply, Command, KvpOp, KvpReply, Sending};
+use hvctl::{BackupOp, BackupReply, Client, Command, KvpOp, KvpReply, Sending};
 
 use crate::runner::{Ctx, Scenario, Skip};
 use crate::vm::{describe, Vm, IC_DEVICES, SOON};
@@ -74,6 +74,19 @@ impl Daemons {
             Self::Debian => format!("/usr/sbin/hv_{service}_daemon -n"),
         }
     }
+}
+
+/// A test for each set of daemons with each stack, as `NAME-DAEMONS-STACK`.
+fn each_cell(
+    name: &str,
+    about: &str,
+    run: impl Fn(&Ctx, Daemons) -> Result<()> + Copy + Send + Sync + 'static,
+) -> Vec<Scenario> {
+    let both = |daemons: Daemons| {
+        let name = format!("{name}-{}", daemons.name());
+        Scenario::both(&name, about, move |ctx| run(ctx, daemons))
+    };
+    Daemons::ALL.into_iter().flat_map(both).collect()
 }
 
 /// Skips a test of Debian's daemons when the image is without them.
@@ -241,7 +254,12 @@ fn backup(vm: &Vm, op: BackupOp) -> Result<BackupReply> {
 }
 
 fn backup_how(vm: &Vm, op: BackupOp, how: Sending) -> Result<BackupReply> {
-    let value = vm.host().call(Command::Backup { op, how })?;
+    backup_by(&mut vm.host(), op, how)
+}
+
+/// The same by another connection to the host.
+fn backup_by(host: &mut Client, op: BackupOp, how: Sending) -> Result<BackupReply> {
+    let value = host.call(Command::Backup { op, how })?;
     serde_json::from_value(value).context("answer to backup")
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{ensure, Context, Result};
 use hvctl::{BackupOp, IpSettings, KvpOp, KvpPool};
 
-use super::frozen::{until_served, waits_for_thaw};
-use super::{backup, config, kvp, state, status_is};
+use super::frozen::{until_it_waits, until_served};
+use super::{backup, config, kvp, status_is};
 use crate::disks::Scratch;
 use crate::net::{Backend, Nic};
 use crate::runner::{equal, Ctx, Scenario};
@@ -248,11 +248,7 @@ fn backup_of_root(vm: &Vm, image: &std::path::Path, copy: &std::path::Path) -> R
     // The agent is in memory: it can look while nothing can be written.
     let pid = vm.sh("(echo late >/root/late) >/dev/null 2>&1 & echo $!")?;
     let pid = pid.trim().parse().context(pid)?;
-    let begin = std::time::Instant::now();
-    while !waits_for_thaw(vm, pid)? {
-        let ended = matches!(state(vm, pid)?.as_str(), "" | "Z");
-        ensure!(!ended && begin.elapsed() < SOON, "/ is not frozen");
-    }
+    ensure!(until_it_waits(vm, pid)?, "/ is not frozen");
     super::backup::copy(image, copy)?;
     status_is("thaw", backup(vm, BackupOp::Thaw)?.status, 0)?;
     let begin = std::time::Instant::now();

@@ -5,11 +5,11 @@
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
-use hvctl::{Command, NetFault, NetMessage, Until};
+use hvctl::{NetFault, NetMessage, Until};
 
 use super::{
-    interface, module, net, network_guest, on_wire, running, take_away, to_guest, where_it_waits,
-    wire_guest, Echo, NET0,
+    fault, interface, module, net, network_guest, on_wire, running, take_away, to_guest,
+    where_it_waits, wire_guest, Echo, NET0,
 };
 use crate::memory::{no_leak, EXACT_SLABS};
 use crate::net::{udp, Backend, Nic, Udp, Wire};
@@ -140,14 +140,7 @@ fn early(ctx: &Ctx) -> Result<()> {
                 }
                 take_away(vm)?;
                 let before = net(vm, NET0)?.counters.injected;
-                vm.host().call(Command::NetFault {
-                    device: NET0.into(),
-                    direction: None,
-                    queue: None,
-                    count: 0,
-                    skip: 0,
-                    fault: NetFault::Early { message },
-                })?;
+                fault(vm, 0, NetFault::Early { message })?;
                 vm.host().offer(NET0)?;
                 let used = || -> Result<()> {
                     let name = interface(vm, NET0)?;
@@ -159,14 +152,7 @@ fn early(ctx: &Ctx) -> Result<()> {
                 let sent = net(vm, NET0)?.counters.injected - before;
                 // On each channel.
                 ensure!(sent >= 2, "{sent} early {message:?} were sent");
-                vm.host().call(Command::NetFault {
-                    device: NET0.into(),
-                    direction: None,
-                    queue: None,
-                    count: 0,
-                    skip: 0,
-                    fault: NetFault::Clear,
-                })?;
+                fault(vm, 0, NetFault::Clear)?;
             }
         }
         Ok(())

@@ -10,7 +10,10 @@ use std::time::Duration;
 use anyhow::{ensure, Context, Result};
 use hvctl::{Command, NetFault, NetMessage, NetPart, NET_FIELDS};
 
-use super::{cards::exchange, mac_of, net, on_wire, take_away, to_guest, wire_guest, Echo, NET0};
+use super::{
+    cards::exchange, fault, fault_after, mac_of, net, on_wire, take_away, to_guest, wire_guest,
+    Echo, NET0,
+};
 use crate::net::{udp, Udp, Wire};
 use crate::runner::{Ctx, Scenario};
 use crate::scenarios::programs::{bus_dir, until, until_in_guest};
@@ -51,23 +54,6 @@ const VALUES: [u64; 12] = [
     0xffff_ffff,
     u64::MAX,
 ];
-
-fn fault(vm: &Vm, count: u32, fault: NetFault) -> Result<()> {
-    fault_after(vm, 0, count, fault)
-}
-
-/// A fault that lets `skip` messages pass first.
-fn fault_after(vm: &Vm, skip: u32, count: u32, fault: NetFault) -> Result<()> {
-    vm.host().call(Command::NetFault {
-        device: NET0.into(),
-        direction: None,
-        queue: None,
-        count,
-        skip,
-        fault,
-    })?;
-    Ok(())
-}
 
 /// Waits until `count` faults have hit since the counters were reset.
 fn injected(vm: &Vm, count: u64) -> Result<()> {

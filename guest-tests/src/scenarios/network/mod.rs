@@ -18,7 +18,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
-use hvctl::{Command, NetInfo, NetLink, Until};
+use hvctl::{Command, NetFault, NetInfo, NetLink, Until};
 
 use super::programs::{bus_dir, tool_ok, until_in_guest};
 use crate::env::TempDir;
@@ -244,6 +244,24 @@ fn carrier(vm: &Vm, name: &str, up: bool) -> Result<()> {
 }
 
 /// The host's cards.
+/// Makes the card misbehave towards the next `count` messages; 0: all.
+fn fault(vm: &Vm, count: u32, fault: NetFault) -> Result<()> {
+    fault_after(vm, 0, count, fault)
+}
+
+/// The same, but `skip` messages pass first.
+fn fault_after(vm: &Vm, skip: u32, count: u32, fault: NetFault) -> Result<()> {
+    vm.host().call(Command::NetFault {
+        device: NET0.into(),
+        direction: None,
+        queue: None,
+        count,
+        skip,
+        fault,
+    })?;
+    Ok(())
+}
+
 fn nets(vm: &Vm) -> Result<Vec<NetInfo>> {
     let value = vm.host().call(Command::Nets)?;
     serde_json::from_value(value).context("nets")

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
-use hvctl::{Command, DiskFault, Until};
+use hvctl::{DiskFault, Until};
 
 use super::{
-    block, collect, disk, disks, fault, nothing_in_flight, storage_guest, tool, tool_ok,
+    block, collect, disk, disks, fault, fault_on, nothing_in_flight, storage_guest, tool, tool_ok,
     tool_start, until, until_in_guest, IO_LIMIT, SCSI0,
 };
 use crate::disks::Disk;
@@ -342,14 +342,7 @@ fn rescind_in_flight(ctx: &Ctx) -> Result<()> {
             vm.host().wait(Until::Disconnected, SOON)?;
             equal("GPADLs left at the host", vm.host().status()?.gpadls, 0)?;
             for device in &names {
-                vm.host().call(Command::DiskFault {
-                    device: device.clone(),
-                    lun: None,
-                    opcode: None,
-                    count: 1,
-                    skip: 0,
-                    fault: DiskFault::Clear,
-                })?;
+                fault_on(vm, device, None, 1, DiskFault::Clear)?;
                 vm.host().offer(device)?;
             }
             // The first cycle fills caches.
@@ -384,15 +377,7 @@ fn vanish(vm: &Vm, controllers: &[String]) -> Result<u64> {
     let mut loads = Vec::new();
     for device in controllers {
         let name = block(vm, device, 0)?;
-        vm.host().call(Command::DiskFault {
-            device: device.clone(),
-            lun: None,
-            opcode: None,
-            // All of them.
-            count: 0,
-            skip: 0,
-            fault: DiskFault::Delay { ms: 3_600_000 },
-        })?;
+        fault_on(vm, device, None, 0, DiskFault::Delay { ms: 3_600_000 })?;
         loads.push(tool_start(
             vm,
             &format!("fio --name=load --filename=/dev/{name} --rw=randread --bs=4k --iodepth=160 --numjobs=2 --ioengine=libaio \

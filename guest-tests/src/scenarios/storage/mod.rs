@@ -108,8 +108,19 @@ fn remove(vm: &Vm, device: &str, lun: u8) -> Result<()> {
 
 /// Makes a controller misbehave towards the next `count` commands, of one kind if `opcode` says so.
 fn fault(vm: &Vm, opcode: Option<u8>, count: u32, fault: DiskFault) -> Result<()> {
+    fault_on(vm, SCSI0, opcode, count, fault)
+}
+
+/// The same of any controller. A `count` of 0: all commands.
+pub(crate) fn fault_on(
+    vm: &Vm,
+    device: &str,
+    opcode: Option<u8>,
+    count: u32,
+    fault: DiskFault,
+) -> Result<()> {
     let command = Command::DiskFault {
-        device: SCSI0.into(),
+        device: device.into(),
         lun: None,
         opcode,
         count,

@@ -80,9 +80,10 @@ fn luns(ctx: &Ctx) -> Result<()> {
                 names.push((device.clone(), lun, name));
             }
         }
-        // What people go by who name disks by host and unit. Letters are no such thing: sd looks at several disks at once.
+        // What people go by who name disks by host and unit. Letters are no such thing: sd looks at several disks at once. Nor are
+        // hosts with C, whose driver takes several controllers at once (`PROBE_PREFER_ASYNCHRONOUS`).
         ensure!(
-            hosts.is_sorted(),
+            hosts.is_sorted() || ctx.drivers == Drivers::C,
             "the controllers' SCSI hosts are {hosts:?}, not in the order of the host's offers"
         );
         // Each is written with its own name in one go, and all are read after that.

@@ -9,7 +9,7 @@ pub mod ring;
 pub mod storage;
 
 use arbitrary::Unstructured;
-use vmbus_proto::packet::{PacketDescriptor, PacketFlags, PacketType};
+use vmbus_proto::packet::{Packet, PacketDescriptor, PacketFlags, PacketType};
 use zerocopy::IntoBytes;
 
 /// Most steps of one input: what comes later is found in a shorter input as well.
@@ -23,6 +23,18 @@ fn steps<'a>(data: &'a [u8], mut step: impl FnMut(&mut Unstructured<'a>) -> arbi
             return;
         }
     }
+}
+
+/// Calls `on_packet` with packets of at most `most` bytes of payload, and the index of the channel that each comes by.
+fn packets(data: &[u8], most: usize, mut on_packet: impl FnMut(u16, &Packet<'_>)) {
+    steps(data, |input| {
+        let index = input.int_in_range(0..=9)?;
+        let bytes = packet(input, most)?;
+        if let Ok(packet) = Packet::from_bytes(&bytes) {
+            on_packet(index, &packet);
+        }
+        Ok(())
+    });
 }
 
 /// A message of at most `most` bytes.

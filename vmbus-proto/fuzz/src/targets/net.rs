@@ -13,9 +13,8 @@ use vmbus_proto::net::server::{Config as ServerConfig, Server, Verdict};
 use vmbus_proto::net::setup::{
     Config as SetupConfig, Requests, Setup, Step as SetupStep, MAX_REQUEST,
 };
-use vmbus_proto::packet::Packet;
 
-use super::{message, packet, steps};
+use super::{message, packets, steps};
 
 /// Largest message here, in bytes.
 const MESSAGE: usize = 2048;
@@ -79,13 +78,8 @@ pub fn server(data: &[u8]) {
         max_mtu: 65_521,
         max_sub_channels: 8,
     });
-    steps(data, |input| {
-        let index = input.int_in_range(0..=9)?;
-        let bytes = packet(input, 64)?;
-        let Ok(packet) = Packet::from_bytes(&bytes) else {
-            return Ok(());
-        };
-        match server.on_packet(index, &packet) {
+    packets(data, 64, |index, packet| {
+        match server.on_packet(index, packet) {
             Verdict::SubChannels { count, .. } => assert!(count <= 8),
             Verdict::ReceiveBuffer(_) => drop(server.receive_buffer(None)),
             Verdict::SendBuffer(_) => drop(server.send_buffer(Some(6144))),
@@ -93,7 +87,6 @@ pub fn server(data: &[u8]) {
             Verdict::RevokeSendBuffer => server.send_buffer_gone(),
             _ => {}
         }
-        Ok(())
     });
 }
 

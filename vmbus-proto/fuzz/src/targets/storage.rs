@@ -2,14 +2,13 @@
 
 //! The SCSI controller.
 
-use vmbus_proto::packet::Packet;
 use vmbus_proto::storvsc::client::{Client, Config as ClientConfig, MAX_TRANSFER_BYTES};
 use vmbus_proto::storvsc::completion::{classify, judge, succeeded, Sent};
 use vmbus_proto::storvsc::server::{Config, Server, Verdict};
 use vmbus_proto::storvsc::{ScsiPacket, StorVersion};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::{message, packet, steps};
+use super::{message, packets, steps};
 
 /// Answers of a hostile host.
 pub fn client(data: &[u8]) {
@@ -58,17 +57,11 @@ pub fn server(data: &[u8]) {
         max_sub_channels: 8,
         fc: None,
     });
-    steps(data, |input| {
-        let index = input.int_in_range(0..=9)?;
-        let bytes = packet(input, 128)?;
-        let Ok(packet) = Packet::from_bytes(&bytes) else {
-            return Ok(());
-        };
-        match server.on_packet(index, &packet) {
+    packets(data, 128, |index, packet| {
+        match server.on_packet(index, packet) {
             Verdict::CreateSubChannels { count, .. } => assert!(count <= 8),
             Verdict::Execute { transfer, .. } => assert!(transfer.len() <= 1 << 20),
             _ => {}
         }
-        Ok(())
     });
 }

@@ -192,7 +192,13 @@ impl Faults {
                 };
                 (message, hit)
             }
-            NetFault::Cut { message, part, len } => (message, MessageHit::Cut { part, len }),
+            NetFault::Cut { message, part, len } => {
+                // Without a whole descriptor there is no packet.
+                if part == NetPart::Packet && (len as usize) < PACKET_PART {
+                    return Err(format!("a packet has {PACKET_PART} bytes at least"));
+                }
+                (message, MessageHit::Cut { part, len })
+            }
             NetFault::Repeat { message } => (message, MessageHit::Repeat),
             NetFault::Lose { message } => (message, MessageHit::Lose),
             NetFault::Early { message } => {
@@ -287,13 +293,15 @@ impl Faults {
         }
         let kind = message.kind;
         let hit = Rule::first(&mut self.messages, queue, |rule| {
-            let len = match rule.hit.part() {
-                Some(NetPart::Rndis) => return false,
-                Some(NetPart::Packet) => PACKET_PART,
-                Some(NetPart::Ranges) => message.transfer.as_ref().map_or(0, |(header, ranges)| {
-                    header.as_bytes().len() + ranges.as_bytes().len()
-                }),
-                Some(NetPart::Nvsp) | None => message.payload.len(),
+            let ranges = ranges_len(message);
+            let len = match (rule.hit, rule.hit.part()) {
+                (_, Some(NetPart::Rndis)) => return false,
+                (MessageHit::Cut { .. }, Some(NetPart::Packet)) => {
+                    PACKET_PART + ranges + message.payload.len()
+                }
+                (_, Some(NetPart::Packet)) => PACKET_PART,
+                (_, Some(NetPart::Ranges)) => ranges,
+                (_, Some(NetPart::Nvsp) | None) => message.payload.len(),
             };
             rule.what == kind && rule.hit.changes(len)
         });
@@ -311,12 +319,16 @@ impl Faults {
             MessageHit::Cut {
                 part: NetPart::Ranges,
                 len,
+            } => cut_ranges(message, len as usize),
+            MessageHit::Cut {
+                part: NetPart::Packet,
+                len,
             } => {
-                if let Some((_, ranges)) = &mut message.transfer {
-                    ranges.truncate((len as usize).saturating_sub(8) / 8);
-                }
+                let left = (len as usize).saturating_sub(PACKET_PART);
+                let payload = left.saturating_sub(ranges_len(message));
+                message.payload.truncate(payload);
+                cut_ranges(message, left);
             }
-            // A packet ends where its payload does.
             MessageHit::Cut { len, .. } => message.payload.truncate(len as usize),
             MessageHit::Patch {
                 part,
@@ -384,6 +396,21 @@ impl MessageHit {
     }
 }
 
+/// Bytes of [`NetPart::Ranges`].
+fn ranges_len(message: &Message) -> usize {
+    message.transfer.as_ref().map_or(0, |(header, ranges)| {
+        header.as_bytes().len() + ranges.as_bytes().len()
+    })
+}
+
+/// Leaves the ranges that `len` bytes have room for, behind their header, which stays.
+fn cut_ranges(message: &mut Message, len: usize) {
+    if let Some((header, ranges)) = &mut message.transfer {
+        let left = len.saturating_sub(header.as_bytes().len());
+        ranges.truncate(left / size_of::<TransferRange>());
+    }
+}
+
 fn patch(bytes: &mut [u8], offset: u32, width: u8, value: u64) {
     let value = value.to_le_bytes();
     for (n, byte) in value.iter().take(width.into()).enumerate() {
@@ -425,5 +452,71 @@ fn patch_message(message: &mut Message, part: NetPart, offset: u32, width: u8, v
         }
         NetPart::Nvsp => patch(&mut message.payload, offset, width, value),
         NetPart::Rndis => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmbus_proto::packet::TransferPageHeader;
+
+    /// A packet of 16 + 24 + 40 bytes: descriptor, two ranges behind their header, NVSP message.
+    fn data() -> Message {
+        let range = TransferRange {
+            byte_count: 60,
+            byte_offset: 0,
+        };
+        let header = TransferPageHeader::read_from_bytes(&[0; 8]).expect("eight bytes");
+        Message {
+            transfer: Some((header, vec![range; 2])),
+            ..Message::notice(NetMessage::Data, &[7; 40])
+        }
+    }
+
+    fn armed(len: u32) -> Faults {
+        let mut faults = Faults::default();
+        let cut = NetFault::Cut {
+            message: NetMessage::Data,
+            part: NetPart::Packet,
+            len,
+        };
+        let armed = faults.arm(None, None, 1, 0, &cut, 0);
+        assert_eq!(armed, Ok(Armed::Later));
+        faults
+    }
+
+    #[test]
+    fn a_packet_is_cut_anywhere_behind_its_descriptor() {
+        for (len, ranges, payload) in [
+            (79, 2, 39),
+            (60, 2, 20),
+            (40, 2, 0),
+            (39, 1, 0),
+            (24, 0, 0),
+            (16, 0, 0),
+        ] {
+            let (mut faults, mut message) = (armed(len), data());
+            assert_eq!(faults.on_message(0, &mut message), Fate::Once);
+            assert_eq!(faults.count, 1, "cut to {len}");
+            let (_, left) = message.transfer.expect("ranges");
+            assert_eq!((left.len(), message.payload.len()), (ranges, payload));
+        }
+        // As long as that it is already: the fault waits for a longer one.
+        let (mut faults, mut message) = (armed(80), data());
+        faults.on_message(0, &mut message);
+        assert_eq!((faults.count, message.payload.len()), (0, 40));
+        message.payload.push(7);
+        faults.on_message(0, &mut message);
+        assert_eq!((faults.count, message.payload.len()), (1, 40));
+    }
+
+    #[test]
+    fn without_a_descriptor_there_is_no_packet() {
+        let cut = NetFault::Cut {
+            message: NetMessage::Data,
+            part: NetPart::Packet,
+            len: 15,
+        };
+        assert!(Faults::default().arm(None, None, 1, 0, &cut, 0).is_err());
     }
 }

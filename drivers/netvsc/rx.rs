@@ -24,6 +24,7 @@ use vmbus_proto::net::{
     },
     packet::{BadPacket, PacketId, PacketInfo, Receiver, RxChecksum, ETHERNET_HEADER_SIZE},
     rndis::{HostMessage, LinkEvent},
+    share::Share,
     ReceivedPacket,
 };
 
@@ -56,28 +57,15 @@ struct Coalesced {
     info: PacketInfo,
 }
 
-/// How far a message about received packets was taken that has more of them than a poll may take.
-#[derive(Clone, Copy)]
-struct Rest {
-    /// The message's transaction id: the host may put another one in its place.
-    id: u64,
-    /// Ranges that were taken.
-    taken: usize,
-    /// How these went.
-    status: NvspStatus,
-    /// How many of them in this poll.
-    packets: u32,
-}
-
 /// What belongs to the poll.
 pub(crate) struct RxState {
     /// Transaction ids of received packets that are to be completed, with how it went.
     completions: KVec<(u64, NvspStatus)>,
     coalesced: Coalesced,
-    /// A message of which this poll has left ranges.
-    rest: Option<Rest>,
-    /// The same of the poll before.
-    rest_before: Option<Rest>,
+    /// How far the message at the ring's beginning was taken.
+    share: Share,
+    /// This poll has taken so many packets of a message, and left it in the ring with others.
+    left_in_ring: Option<u32>,
     /// Private copies of messages that are no frames.
     scratch: KVec<u8>,
     tally: Tally,
@@ -109,8 +97,8 @@ impl RxState {
                 bytes: 0,
                 info: PacketInfo::NONE,
             },
-            rest: None,
-            rest_before: None,
+            share: Share::new(),
+            left_in_ring: None,
             scratch,
             tally: Tally::default(),
         })
@@ -142,24 +130,21 @@ impl Poller for Queue {
 
     fn poll(&self, state: &mut RxState, napi: &mut Poll<'_>) -> u32 {
         let budget = napi.budget();
-        let Some(endpoint) = self.endpoint.get() else {
-            // Not open yet; who opens it has it polled then. Interrupts stay masked.
-            if budget != 0 {
-                napi.complete(0);
-            }
-            return 0;
-        };
         if budget == 0 {
             // netpoll, of any queue, and of none that it has scheduled: nothing may be received, and who masks the interrupt has to
             // unmask it.
             return 0;
         }
+        let Some(endpoint) = self.endpoint.get() else {
+            // Not open yet; who opens it has it polled then. Interrupts stay masked.
+            napi.complete(0);
+            return 0;
+        };
         let Some(mut rx) = endpoint.try_receiver() else {
             // The poll before has not quite ended, on another CPU.
             return budget;
         };
         rx.mask_interrupts();
-        state.rest_before = state.rest.take();
         let mut done = 0;
         let mut left = budget.wrapping_mul(MESSAGES);
         let mut drained = false;
@@ -169,16 +154,17 @@ impl Poller for Queue {
                 break;
             }
             left = left.wrapping_sub(1);
-            match rx.take(|packet| self.on_packet(packet, state, napi)) {
+            let room = budget.wrapping_sub(done);
+            match rx.take(|packet| self.on_packet(packet, room, state, napi)) {
                 Taken::Yes(packets) => done = packets.saturating_add(done),
                 Taken::Empty => {
                     drained = true;
                     break;
                 }
                 Taken::Left => {
-                    if let Some(rest) = &state.rest {
-                        // Kept in the ring for the next poll.
-                        done = rest.packets.saturating_add(done);
+                    if let Some(packets) = state.left_in_ring.take() {
+                        // The next poll goes on with it.
+                        done = packets.saturating_add(done);
                         break;
                     }
                     let other = rx.next_with(|message| self.on_message(message, state));
@@ -278,19 +264,20 @@ impl Queue {
         }
     }
 
-    /// Takes what comes often: messages about packets, received or sent. Returns how many packets were received by it; `None` for all
-    /// else.
+    /// Takes what comes often: messages about packets, received, `room` at most, or sent. Returns how many packets were received by it;
+    /// `None` for all else, and, with `left_in_ring` in `state`, when packets of it are left.
     #[inline(always)]
     fn on_packet(
         &self,
         packet: &PacketView<'_>,
+        room: u32,
         state: &mut RxState,
         napi: &mut Poll<'_>,
     ) -> Option<u32> {
         match packet.packet_type() {
             PacketType::DATA_USING_XFER_PAGES => {
-                let Some((packets, status)) = self.on_transfer(packet, state, napi) else {
-                    if state.rest.is_some() {
+                let Some((packets, status)) = self.on_transfer(packet, room, state, napi) else {
+                    if state.left_in_ring.is_some() {
                         return None;
                     }
                     // Not such a message, so that no sections are to be given back.
@@ -402,12 +389,13 @@ impl Queue {
         }
     }
 
-    /// Takes a message about received packets. Returns how many these are, and what to tell the host; `None` when it is malformed,
-    /// or, with `rest` in `state`, when there are more of them than a poll may take.
+    /// Takes a message about received packets, `room` of them at most. Returns how many these are, and what to tell the host; `None` when
+    /// it is malformed, or, with `left_in_ring` in `state`, when there are more.
     #[inline(always)]
     fn on_transfer(
         &self,
         packet: &PacketView<'_>,
+        room: u32,
         state: &mut RxState,
         napi: &mut Poll<'_>,
     ) -> Option<(u32, NvspStatus)> {
@@ -426,44 +414,40 @@ impl Queue {
         if !good {
             return None;
         }
-        if ranges.len() > napi.budget() as usize {
-            return self.on_long_transfer(packet.transaction_id(), buffer, ranges, state, napi);
+        if !state.share.is_whole(ranges.len(), room) {
+            return self.on_part_of_transfer(
+                packet.transaction_id(),
+                buffer,
+                ranges,
+                room,
+                state,
+                napi,
+            );
         }
         let status = self.on_ranges(buffer, ranges, state, napi);
         Some((count, self.end_of_ranges(status, state)))
     }
 
-    /// As [`on_transfer`](Self::on_transfer), for a message with more ranges than the budget, of which hosts may send tens of thousands:
-    /// takes as many as the budget, and leaves the others for the polls to come.
+    /// As [`on_transfer`](Self::on_transfer), for a message with more ranges than the poll may take, of which hosts may send tens of
+    /// thousands: takes as many as that, and leaves the others for the polls to come.
     #[cold]
-    fn on_long_transfer(
+    fn on_part_of_transfer(
         &self,
         id: u64,
         buffer: &Buffer,
         ranges: &[AtomicU64],
+        room: u32,
         state: &mut RxState,
         napi: &mut Poll<'_>,
     ) -> Option<(u32, NvspStatus)> {
-        let before = state.rest_before.take().filter(|rest| rest.id == id);
-        let (taken, before) = before.map_or((0, NvspStatus::SUCCESS), |r| (r.taken, r.status));
-        // Nothing is left of a message that the host has made shorter since.
-        let left = ranges.get(taken..).unwrap_or(&[]);
-        let now = left.get(..napi.budget() as usize).unwrap_or(left);
+        let part = state.share.begin(id, ranges.len(), room);
+        let now = ranges.get(part.ranges()).unwrap_or(&[]);
         let packets = now.len() as u32;
-        let mut status = self.on_ranges(buffer, now, state, napi);
-        if before != NvspStatus::SUCCESS {
-            status = before;
-        }
-        if now.len() < left.len() {
-            let taken = taken.saturating_add(now.len());
-            state.rest = Some(Rest {
-                id,
-                taken,
-                status,
-                packets,
-            });
+        let status = self.on_ranges(buffer, now, state, napi);
+        let Some(status) = part.end(&mut state.share, status) else {
+            state.left_in_ring = Some(packets);
             return None;
-        }
+        };
         Some((packets, self.end_of_ranges(status, state)))
     }
 

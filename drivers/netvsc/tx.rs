@@ -664,6 +664,9 @@ impl Queue {
                 self.send_in_place(packet, header, way, state, &mut queue, endpoint, sections)
                     .is_ok()
             });
+            if sent != Some(true) {
+                self.flush_or_keep(state, &mut queue, endpoint);
+            }
             return sent == Some(true);
         };
         let copied = sections.slice(section, 0).is_some_and(|to| {
@@ -689,6 +692,8 @@ impl Queue {
                 .is_ok();
         if !sent {
             sections.free(section);
+            // The queue may have been stopped and woken for it; then no poll looks after packets that waited before.
+            self.flush_or_keep(state, &mut queue, endpoint);
         }
         sent
     }

@@ -30,6 +30,7 @@
 //! | [`offload`] | what OIDs about checksum, LSO and RSC carry |
 //! | [`rss`] | receive-side scaling: parameters, Toeplitz hash |
 //! | [`client`], [`setup`] | the guest's side: NVSP, then RNDIS |
+//! | [`share`] | the guest's side: messages about more packets than it takes at a time |
 //!
 //! Source: Linux `drivers/net/hyperv/hyperv_net.h` ("hyperv_net.h" below; `netvsc.c`, `rndis_filter.c` and
 //! `netvsc_drv.c` beside it), `include/linux/rndis.h`, OpenVMM `netvsp` (`protocol.rs`, `rndisprot.rs`),
@@ -43,6 +44,7 @@ pub mod rndis;
 pub mod rss;
 pub mod server;
 pub mod setup;
+pub mod share;
 
 #[cfg(test)]
 mod tests;

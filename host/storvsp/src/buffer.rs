@@ -98,6 +98,8 @@ impl Gate {
 pub struct GuestBuffer {
     ram: GuestRam,
     gate: Arc<Gate>,
+    /// The command's own gate, besides that of its channel.
+    own: Option<Arc<Gate>>,
     direction: Direction,
     /// Guest-physical address and length, in order; neighbours are merged.
     pieces: Vec<(u64, usize)>,
@@ -138,10 +140,23 @@ impl GuestBuffer {
         (left == 0 && pieces.iter().all(|(gpa, n)| ram.is_ram(*gpa, *n))).then_some(Self {
             ram,
             gate,
+            own: None,
             direction,
             pieces,
             len,
         })
+    }
+
+    /// Puts the buffer behind a gate of its own, besides that of the channel.
+    pub(crate) fn put_behind(&mut self, own: Arc<Gate>) {
+        self.own = Some(own);
+    }
+
+    fn through<R>(&self, f: impl FnOnce() -> Result<R, Failure>) -> Result<R, Failure> {
+        match &self.own {
+            Some(own) => own.through(|| self.gate.through(f)),
+            None => self.gate.through(f),
+        }
     }
 
     /// The parts of guest memory that make up `n` bytes from `offset` on.
@@ -179,7 +194,7 @@ impl Buffer for GuestBuffer {
         if self.direction == Direction::In {
             return Err(Failure::Buffer);
         }
-        self.gate.through(|| {
+        self.through(|| {
             let mut at = 0;
             for (gpa, n) in self.parts(offset, out.len()) {
                 self.ram
@@ -196,7 +211,7 @@ impl Buffer for GuestBuffer {
         if self.direction == Direction::Out {
             return Err(Failure::Buffer);
         }
-        self.gate.through(|| {
+        self.through(|| {
             let mut at = 0;
             for (gpa, n) in self.parts(offset, data.len()) {
                 self.ram
@@ -335,5 +350,11 @@ mod tests {
         let mut byte = [0];
         ram.read(0x1000, &mut byte).expect("RAM");
         assert_eq!(byte, [1], "nothing was written through the closed gate");
+        let mut recalled = buffer(&ram, Direction::In, &data, 0x200).expect("RAM");
+        let own = Gate::new();
+        recalled.put_behind(own.clone());
+        assert_eq!(recalled.put(0, &[3]), Ok(()));
+        own.close();
+        assert_eq!(recalled.put(0, &[4]), Err(Failure::Closed));
     }
 }

@@ -2,7 +2,7 @@
 
 //! A storage controller: its channels, its disks, and the commands between them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use hv_vmbus_host::device::{Control, Device, DeviceInfo, DeviceIo, RefTime};
@@ -11,7 +11,7 @@ use hvctl::{Command, DiskInfo, Event, MalformedCompletion};
 use vmbus_proto::class;
 use vmbus_proto::msg::{OfferFlags, USER_DATA_SIZE};
 use vmbus_proto::packet::{Packet, PacketFlags, PacketKind, PacketType};
-use vmbus_proto::storvsc::server::{Answer, Config, Pending, Server, Verdict};
+use vmbus_proto::storvsc::server::{Answer, Config, Server, Verdict};
 use vmbus_proto::storvsc::srb::{ScsiAddress, Transfer};
 use vmbus_proto::storvsc::wire::{IdeOfferProperties, PropertyFlags};
 use vmbus_proto::storvsc::{
@@ -27,6 +27,10 @@ use crate::pool::{Finished, Job, Pool};
 use crate::request::{InFlight, ReplyTo, Request, Slot};
 use crate::scsi::cdb::op;
 use crate::scsi::{inquiry, Cdb, Failure, Outcome, Patience, Sense};
+
+mod resets;
+
+use resets::{Given, Resetting};
 
 /// Requests of one channel without a completion, beyond which further ones are dropped: a guest that reads no
 /// completions must not fill the host's memory. Linux has at most some 1,400 with the largest ring that it uses.
@@ -57,13 +61,6 @@ struct Held {
     outcome: Outcome,
 }
 
-/// A reset by the guest, answered when the commands that the pool had before it are done.
-struct Resetting {
-    reply: ReplyTo,
-    before: u64,
-    pending: Pending,
-}
-
 /// The device model. See the crate's documentation.
 pub struct Controller {
     pub(crate) info: DeviceInfo,
@@ -77,7 +74,11 @@ pub struct Controller {
     pool: Option<Pool<Job>>,
     /// Number of the next command for the pool, and those that it has.
     next_job: u64,
-    jobs: BTreeSet<u64>,
+    jobs: BTreeMap<u64, Given>,
+    /// Commands that the pool has still, but the guest has not since a reset, by number, and the lines that they are in.
+    recalled: BTreeMap<u64, usize>,
+    /// Later ones of these lines: what a disk does for a command from before a reset comes before what it does after that.
+    behind: VecDeque<Request>,
     pub(crate) faults: Faults,
     /// Not begun, for a stall.
     stalled: VecDeque<Request>,
@@ -143,7 +144,9 @@ impl Controller {
             channels: (0..=config.max_subchannels).map(|_| None).collect(),
             pool: None,
             next_job: 0,
-            jobs: BTreeSet::new(),
+            jobs: BTreeMap::new(),
+            recalled: BTreeMap::new(),
+            behind: VecDeque::new(),
             faults: Faults::default(),
             stalled: VecDeque::new(),
             stalled_done: VecDeque::new(),
@@ -322,7 +325,12 @@ impl Controller {
             return;
         };
         // Commands that do not touch the store are carried out at once in any case.
-        let patient = !self.fast && uses_store(request.cdb[0]);
+        let uses_store = uses_store(request.cdb[0]);
+        if uses_store && self.is_recalled(in_flight.line()) {
+            self.behind.push_back(request);
+            return;
+        }
+        let patient = !self.fast && uses_store;
         if !patient {
             let disk = &in_flight.0.disk;
             if let Some(outcome) = disk.execute(&request.cdb, &request.buffer, Patience::Now) {
@@ -352,8 +360,17 @@ impl Controller {
         }
         let number = self.next_job;
         self.next_job += 1;
-        self.jobs.insert(number);
+        let own = Gate::new();
+        let given = Given {
+            reply: request.reply.clone(),
+            address: request.address,
+            own: own.clone(),
+            line: request.line(),
+        };
+        self.jobs.insert(number, given);
         if let Some(pool) = &self.pool {
+            let mut request = request;
+            request.buffer.put_behind(own);
             pool.push(Job { number, request });
         }
     }
@@ -437,15 +454,26 @@ impl Controller {
     /// Sends a completion.
     fn complete(&mut self, io: &mut DeviceIo<'_>, held: Held) {
         let Held { request, outcome } = held;
-        let Some(channel) = self.channel(&request.reply) else {
-            return;
-        };
-        channel.outstanding = channel.outstanding.saturating_sub(1);
-        let mut packet = ScsiPacket::complete(outcome.to_request());
         let how = match request.hit {
             Some(Hit::Malformed(how)) => Some(how),
             _ => None,
         };
+        self.send_completion(io, &request.reply, how, outcome);
+    }
+
+    /// Sends a completion, malformed as asked for.
+    fn send_completion(
+        &mut self,
+        io: &mut DeviceIo<'_>,
+        reply: &ReplyTo,
+        how: Option<MalformedCompletion>,
+        outcome: Outcome,
+    ) {
+        let Some(channel) = self.channel(reply) else {
+            return;
+        };
+        channel.outstanding = channel.outstanding.saturating_sub(1);
+        let mut packet = ScsiPacket::complete(outcome.to_request());
         match how {
             Some(MalformedCompletion::Sense) => packet.request.sense_info_length = 255,
             Some(MalformedCompletion::Transfer) => {
@@ -453,7 +481,7 @@ impl Controller {
             }
             _ => {}
         }
-        let (index, id) = (request.reply.index, request.reply.id);
+        let (index, id) = (reply.index, reply.id);
         let mut out = Out {
             packet_type: PacketType::COMPLETION,
             id,
@@ -488,52 +516,6 @@ impl Controller {
             self.send(io, index, wrong);
         }
         self.send(io, index, out);
-    }
-
-    fn reset(
-        &mut self,
-        io: &mut DeviceIo<'_>,
-        reply: ReplyTo,
-        operation: Operation,
-        address: ScsiAddress,
-        pending: Pending,
-    ) {
-        // What the guest resets for is what does not come: lost completions end as reset, those held back come
-        // now. Commands that the disks are at work on end as they do, and the answer waits for them.
-        let meant = |r: &Request| operation != Operation::RESET_LUN || r.address.lun == address.lun;
-        let (lost, rest) = std::mem::take(&mut self.lost).into_iter().partition(meant);
-        self.lost = rest;
-        for request in lost {
-            let outcome = Outcome {
-                srb_code: SrbCode::BUS_RESET,
-                ..Outcome::good(0)
-            };
-            self.complete(io, Held { request, outcome });
-        }
-        for (_, held) in std::mem::take(&mut self.delayed) {
-            self.deliver(io, held);
-        }
-        self.release_reordered(io);
-        self.resetting.push(Resetting {
-            reply,
-            before: self.next_job,
-            pending,
-        });
-        self.answer_resets(io);
-    }
-
-    fn answer_resets(&mut self, io: &mut DeviceIo<'_>) {
-        let oldest = self.jobs.first().copied().unwrap_or(u64::MAX);
-        let (done, rest) = std::mem::take(&mut self.resetting)
-            .into_iter()
-            .partition(|r: &Resetting| r.before <= oldest);
-        self.resetting = rest;
-        for r in done {
-            if self.channel(&r.reply).is_some() {
-                let answer = r.pending.answer(vmbus_proto::storvsc::NtStatus::SUCCESS);
-                self.answer(io, r.reply.index, r.reply.id, &answer);
-            }
-        }
     }
 
     /// Goes on with what a stall held up.
@@ -665,6 +647,7 @@ impl Device for Controller {
         channel.gate.close();
         let alive = |r: &Request| r.reply.gate.is_open();
         self.stalled.retain(alive);
+        self.behind.retain(alive);
         self.stalled_done.retain(|h| alive(&h.request));
         self.delayed.retain(|_, h| alive(&h.request));
         self.lost.retain(alive);
@@ -730,8 +713,13 @@ impl Device for Controller {
             outcome,
         } in finished
         {
-            self.jobs.remove(&number);
-            self.finish(io, request, outcome);
+            if self.recalled.remove(&number).is_some() {
+                drop(request);
+                self.start_behind(io);
+            } else {
+                self.jobs.remove(&number);
+                self.finish(io, request, outcome);
+            }
         }
         let now = io.now();
         while let Some(entry) = self.delayed.first_entry().filter(|e| e.key().0 <= now) {
@@ -764,6 +752,7 @@ impl Device for Controller {
             self.delayed.first_key_value().map(|((due, _), _)| *due),
             self.reorder_until,
             self.faults.stalled_until,
+            self.resetting.iter().map(|r| r.until).min(),
         ]
         .into_iter()
         .flatten()

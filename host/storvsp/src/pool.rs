@@ -280,14 +280,14 @@ pub(crate) struct Finished {
 impl Work for Job {
     type Done = Finished;
 
-    /// Where the disk is in memory: it stays there as long as the command, or what came of it.
     fn line(&self) -> usize {
-        let disk = self.request.disk.as_ref();
-        disk.map_or(0, |disk| Arc::as_ptr(&disk.0).addr())
+        self.request.line()
     }
 
     fn carry_out(self) -> Finished {
         let Self { number, request } = self;
+        #[cfg(test)]
+        crate::tests::resets::wait_while_held(&request);
         let outcome = match &request.disk {
             Some(in_flight) if request.reply.gate.is_open() => {
                 in_flight

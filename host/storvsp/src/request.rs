@@ -52,6 +52,13 @@ impl InFlight {
     }
 }
 
+impl InFlight {
+    /// See [`Request::line`].
+    pub(crate) fn line(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -68,4 +75,11 @@ pub(crate) struct Request {
     pub(crate) hit: Option<Hit>,
     /// Its disk; `None` when there is none, or not yet looked up.
     pub(crate) disk: Option<InFlight>,
+}
+
+impl Request {
+    /// Which line of the pool it stands in: where the disk is in memory. It stays there as long as the command, or what came of it.
+    pub(crate) fn line(&self) -> usize {
+        self.disk.as_ref().map_or(0, InFlight::line)
+    }
 }

@@ -3,6 +3,7 @@
 //! A guest's driver, played by a script, against the controller: messages, rings and disks are real.
 
 mod fuzz;
+pub(crate) mod resets;
 
 use hv_vmbus_host::testing::{Bench, GuestChannel};
 use hv_vmbus_host::DeviceConfig;

@@ -2,15 +2,18 @@
 
 //! Running other programs with a time limit: network managers and hooks.
 
-use std::ffi::OsStr;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::warn;
@@ -66,22 +69,102 @@ impl Done {
     }
 }
 
+/// Links that are followed on the way to one program (Linux: `MAXSYMLINKS`).
+const MAX_LINKS: usize = 40;
+/// Programs that were warned of are kept in mind up to so many.
+const MAX_WARNED: usize = 64;
+
+/// Programs that are ignored, and that a warning has said so of.
+static WARNED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
 /// Whether nobody but root (and we, where we are not root) can have written this file or directory: programs that others can write are
-/// not run. What is not there is not worth a word in the log.
+/// not run. Of a link, that goes for what it leads to and for every directory and further link on the way. What is not there is not
+/// worth a word in the log; what is refused is worth one until it is mended.
 #[must_use]
 pub fn trusted(path: &Path) -> bool {
-    let Ok(metadata) = fs::metadata(path) else {
-        return false;
-    };
-    let mine = rustix::process::geteuid().as_raw();
-    let safe = (metadata.uid() == 0 || metadata.uid() == mine) && metadata.mode() & 0o022 == 0;
-    if !safe {
-        warn!(
-            "{} is ignored: others than root can write to it",
-            path.display()
-        );
+    let verdict = safe(path);
+    let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
+    match verdict {
+        Ok(()) => {
+            warned.remove(path);
+            true
+        }
+        Err(culprit) => {
+            if let Some(culprit) = culprit {
+                if warned.len() < MAX_WARNED && warned.insert(path.to_owned()) {
+                    warn!(
+                        "{} is ignored: others than root can write to {}",
+                        path.display(),
+                        culprit.display()
+                    );
+                }
+            }
+            false
+        }
     }
-    safe
+}
+
+/// What is not ours: somebody else's, or writable for others.
+fn exposed(metadata: &Metadata, mine: u32) -> bool {
+    let owned = metadata.uid() == 0 || metadata.uid() == mine;
+    // A link's mode means nothing; in a directory with the sticky bit only the owner can replace a file.
+    let sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
+    let writable = !metadata.is_symlink() && metadata.mode() & 0o022 != 0;
+    !owned || writable && !sticky
+}
+
+/// As [`trusted`]. The error names what others can write to; `None`: there is no such file.
+fn safe(path: &Path) -> Result<(), Option<PathBuf>> {
+    let mine = rustix::process::geteuid().as_raw();
+    let look = |path: &Path| fs::symlink_metadata(path).map_err(|_| None);
+    let metadata = look(path)?;
+    if !metadata.is_symlink() {
+        // A sticky bit does not keep others from adding to a directory of programs.
+        let open = metadata.mode() & 0o022 != 0;
+        return match open || exposed(&metadata, mine) {
+            true => Err(Some(path.to_owned())),
+            false => Ok(()),
+        };
+    }
+    // Step by step, as the kernel will: no step can then lead elsewhere later.
+    let mut links = 0;
+    let mut left: Vec<OsString> = Vec::new();
+    let put = |left: &mut Vec<OsString>, path: &Path| {
+        let parts: Vec<_> = path
+            .components()
+            .map(|c| c.as_os_str().to_owned())
+            .collect();
+        left.extend(parts.into_iter().rev());
+    };
+    put(&mut left, &std::path::absolute(path).map_err(|_| None)?);
+    let mut at = PathBuf::new();
+    while let Some(part) = left.pop() {
+        match part.as_bytes() {
+            b"." => continue,
+            b".." => {
+                at.pop();
+                continue;
+            }
+            _ => {}
+        }
+        let next = at.join(&part);
+        let metadata = look(&next)?;
+        let last = left.is_empty() && !metadata.is_symlink();
+        if exposed(&metadata, mine) || last && metadata.mode() & 0o022 != 0 {
+            return Err(Some(next));
+        }
+        if metadata.is_symlink() {
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(None);
+            }
+            let target = fs::read_link(&next).map_err(|_| None)?;
+            put(&mut left, &target);
+        } else {
+            at = next;
+        }
+    }
+    Ok(())
 }
 
 /// Runs `program`, in a process group of its own, for at most `limit`; ends it when `abort` becomes readable.
@@ -316,5 +399,69 @@ mod tests {
         )
         .unwrap();
         assert_eq!(done.outcome, Outcome::Aborted);
+    }
+
+    mod trust {
+        use super::*;
+        use std::os::unix::fs::{symlink, PermissionsExt};
+
+        fn place() -> tempfile::TempDir {
+            let place = tempfile::tempdir().unwrap();
+            for (name, mode) in [("ours", 0o755), ("open", 0o777)] {
+                fs::create_dir(place.path().join(name)).unwrap();
+                let program = place.path().join(name).join("program");
+                fs::write(&program, "").unwrap();
+                chmod(&program, 0o755);
+                chmod(&place.path().join(name), mode);
+            }
+            place
+        }
+
+        fn chmod(path: &Path, mode: u32) {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+
+        #[test]
+        fn links_lead_to_what_only_root_can_write() {
+            let place = place();
+            let at = |name: &str| place.path().join(name);
+            symlink("ours/program", at("good")).unwrap();
+            symlink(at("ours").join("program"), at("good-too")).unwrap();
+            assert!(trusted(&at("good")) && trusted(&at("good-too")));
+            // The file is root's; its directory is everybody's, who can put another file there.
+            assert!(
+                trusted(&at("open/program")),
+                "its directory is another question"
+            );
+            symlink("open/program", at("bad")).unwrap();
+            assert!(!trusted(&at("bad")));
+            // A link to a link, which stands where others can change it.
+            symlink("../ours/program", at("open/link")).unwrap();
+            symlink("open/link", at("worse")).unwrap();
+            assert!(!trusted(&at("worse")));
+            // By way of a directory that is one.
+            symlink("open", at("way")).unwrap();
+            symlink("way/program", at("long")).unwrap();
+            assert!(!trusted(&at("long")));
+            symlink("loop", at("loop")).unwrap();
+            assert!(!trusted(&at("loop")));
+            chmod(&at("ours/program"), 0o775);
+            assert!(!trusted(&at("good")));
+        }
+
+        #[test]
+        fn a_warning_is_given_once_until_it_is_mended() {
+            let place = place();
+            let program = place.path().join("ours/program");
+            let warned = || WARNED.lock().unwrap().contains(&program);
+            assert!(trusted(&program) && !warned());
+            chmod(&program, 0o777);
+            for _ in 0..3 {
+                assert!(!trusted(&program) && warned());
+            }
+            chmod(&program, 0o755);
+            assert!(trusted(&program) && !warned());
+            assert!(!trusted(Path::new("/nonexistent/program")));
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::plan::command;
+use super::plan::Program;
 use super::{managers, Change, Config, Interface, Plan, SetError};
 
 pub(super) fn plan(root: &Path, interface: &Interface, config: &Config) -> Result<Plan, SetError> {
@@ -26,21 +26,10 @@ pub(super) fn plan(root: &Path, interface: &Interface, config: &Config) -> Resul
         let text = format!("{} has a mapping for {name}; remove it", other.display());
         return Err(SetError::Unmanaged(text));
     }
-    let run = |program: &str| {
-        // A DHCP client that ifup starts must neither be confined as we are nor end with us.
-        let apart: &[&str] = match root.join("run/systemd/system").exists() {
-            true => &[
-                "systemd-run",
-                "--quiet",
-                "--collect",
-                "--wait",
-                "--property=KillMode=process",
-            ],
-            false => &[],
-        };
-        let mut words = command(apart);
-        words.extend(command(&[program, "--force", name]));
-        words
+    let run = |program: &str| Program {
+        words: vec![program.into(), "--force".into(), name.clone()],
+        // For a DHCP client that ifup starts.
+        apart: root.join("run/systemd/system").exists(),
     };
     let mut plan = Plan {
         before: vec![run("ifdown")],

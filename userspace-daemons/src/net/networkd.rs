@@ -2,25 +2,32 @@
 
 //! A file of our own for systemd-networkd (systemd.network(5)), sorted before those of netplan and of administrators' habit.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::{self, Read, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
-use super::plan::command;
+use log::warn;
+
+use super::plan::program;
 use super::{Change, Config, Interface, Plan};
 
 /// Where D-Bus is, if it is. networkctl(1) has its orders carried out by it.
 const BUS: &str = "run/dbus/system_bus_socket";
+/// How long D-Bus may take to answer. systemd starts it, if it is not running.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) fn plan(root: &Path, interface: &Interface, config: &Config) -> Plan {
     let name = &interface.name;
-    let after = if root.join(BUS).exists() {
+    let after = if bus_answers(&root.join(BUS), PATIENCE) {
         vec![
-            command(&["networkctl", "reload"]),
-            command(&["networkctl", "reconfigure", name]),
+            program(&["networkctl", "reload"]),
+            program(&["networkctl", "reconfigure", name]),
         ]
     } else {
-        // A small system may be without. systemctl(1) has a way of its own to systemd. Not reload: before systemd 254 that is networkctl.
-        vec![command(&[
+        // A small system may be without, and a broken one has its socket alone. systemctl(1) has a way of its own to systemd. Not reload: before systemd 254 that is networkctl.
+        vec![program(&[
             "systemctl",
             "restart",
             "systemd-networkd.service",
@@ -34,6 +41,32 @@ pub(super) fn plan(root: &Path, interface: &Interface, config: &Config) -> Plan 
         }],
         after,
         ..Plan::default()
+    }
+}
+
+/// Whether somebody speaks D-Bus behind a socket: by the first line of the D-Bus specification's "Authentication Protocol", with which the
+/// connection could go on.
+fn bus_answers(socket: &Path, patience: Duration) -> bool {
+    let ask = || -> io::Result<bool> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        // The user's number, in hexadecimal digits of its decimal ones.
+        let user = rustix::process::geteuid().as_raw().to_string();
+        let user: String = user.bytes().map(|b| format!("{b:02x}")).collect();
+        stream.write_all(format!("\0AUTH EXTERNAL {user}\r\n").as_bytes())?;
+        let mut answer = [0; 2];
+        stream.read_exact(&mut answer)?;
+        Ok(answer == *b"OK")
+    };
+    match ask() {
+        Ok(answers) => answers,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                warn!("D-Bus does not answer ({error}); doing without");
+            }
+            false
+        }
     }
 }
 
@@ -68,6 +101,9 @@ fn file(interface: &Interface, config: &Config) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::net::UnixListener;
+
     use super::super::managers::tests::eth0;
     use super::*;
 
@@ -75,19 +111,47 @@ mod tests {
     fn the_bus_decides() {
         let root = tempfile::tempdir().unwrap();
         let commands = || plan(root.path(), &eth0(), &Config::default()).after;
-        assert_eq!(
-            commands(),
-            [["systemctl", "restart", "systemd-networkd.service"]]
-        );
+        let without = [program(&[
+            "systemctl",
+            "restart",
+            "systemd-networkd.service",
+        ])];
+        assert_eq!(commands(), without);
         std::fs::create_dir_all(root.path().join("run/dbus")).unwrap();
-        std::fs::write(root.path().join(BUS), "").unwrap();
+        // A socket that nobody has any more.
+        let socket = root.path().join(BUS);
+        let listener = UnixListener::bind(&socket).unwrap();
+        drop(listener);
+        assert!(socket.exists());
+        assert_eq!(commands(), without);
+        std::fs::remove_file(&socket).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let bus = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut line = String::new();
+            BufReader::new(stream.try_clone().unwrap())
+                .read_line(&mut line)
+                .unwrap();
+            assert!(line.starts_with("\0AUTH EXTERNAL 3"), "{line:?}");
+            stream.write_all(b"OK 0123456789abcdef\r\n").unwrap();
+        });
         assert_eq!(
             commands(),
             [
-                command(&["networkctl", "reload"]),
-                command(&["networkctl", "reconfigure", "eth0"])
+                program(&["networkctl", "reload"]),
+                program(&["networkctl", "reconfigure", "eth0"])
             ]
         );
+        bus.join().unwrap();
+    }
+
+    #[test]
+    fn a_bus_that_hangs_is_none() {
+        let root = tempfile::tempdir().unwrap();
+        let socket = root.path().join("socket");
+        // Connections are made, and nobody takes them.
+        let _listener = UnixListener::bind(&socket).unwrap();
+        assert!(!bus_answers(&socket, Duration::from_millis(100)));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use super::plan::command;
+use super::plan::program;
 use super::{Change, Config, Interface, Plan};
 
 /// Profiles of the interface that others made stay, with less priority (999 is the highest).
@@ -16,8 +16,8 @@ pub(super) fn plan(interface: &Interface, config: &Config) -> Plan {
     let path = format!("/etc/NetworkManager/system-connections/{id}.nmconnection");
     Plan {
         after: vec![
-            command(&["nmcli", "connection", "load", &path]),
-            command(&["nmcli", "connection", "up", "id", &id, "ifname", name]),
+            program(&["nmcli", "connection", "load", &path]),
+            program(&["nmcli", "connection", "up", "id", &id, "ifname", name]),
         ],
         changes: vec![Change {
             path: path.into(),

@@ -20,6 +20,58 @@ const LIMIT: Duration = Duration::from_secs(18);
 /// How long they may take, counted from the same moment, when a change that failed is taken back.
 const LIMIT_BACK: Duration = Duration::from_secs(25);
 
+/// A program that runs in a unit of its own is told to end so much before its time is up, so that we hear of it.
+const MARGIN: Duration = Duration::from_secs(3);
+
+/// A program, with its arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Name and arguments.
+    pub words: Vec<String>,
+    /// Where systemd is, run in a unit of its own: what the program leaves behind is neither confined as we are nor ends with us.
+    pub apart: bool,
+}
+
+impl Program {
+    /// What to run so that all ends after `left`.
+    ///
+    /// Who ends systemd-run(1) does not end the unit, and the unit's own limits do not reach what its first process has started
+    /// (`KillMode=process`, without which a DHCP client would end with ifup). timeout(1) ends a process group, as [`commands::run`] does.
+    fn within(&self, left: Duration) -> Vec<String> {
+        if !self.apart {
+            return self.words.clone();
+        }
+        let limit = left.saturating_sub(MARGIN).max(Duration::from_millis(100));
+        let limit = format!("{:.1}", limit.as_secs_f64());
+        let mut words = command(&APART);
+        words.extend(command(&["timeout", "--kill-after=2", &limit]));
+        words.extend(self.words.iter().cloned());
+        words
+    }
+}
+
+/// Before a program that is run in a unit of its own.
+const APART: [&str; 5] = [
+    "systemd-run",
+    "--quiet",
+    "--collect",
+    "--wait",
+    "--property=KillMode=process",
+];
+
+/// Exit codes of timeout(1) after its SIGTERM and after its SIGKILL.
+const TIMED_OUT: [i32; 2] = [124, 137];
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words.join(" "))?;
+        if self.apart {
+            f.write_str(" (in a unit of its own)")?;
+        }
+        Ok(())
+    }
+}
+
 /// A file to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -35,11 +87,11 @@ pub struct Change {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Run before; they may fail (taking down an interface that is down).
-    pub before: Vec<Vec<String>>,
+    pub before: Vec<Program>,
     /// Files to write.
     pub changes: Vec<Change>,
     /// Run after; they must not fail.
-    pub after: Vec<Vec<String>>,
+    pub after: Vec<Program>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -113,18 +165,22 @@ impl Plan {
     }
 }
 
-fn run(command: &[String], deadline: Instant) -> Result<(), SetError> {
-    let failed = |why: String| SetError::Command(command.join(" "), why);
-    let Some((program, arguments)) = command.split_first() else {
-        return Ok(());
-    };
+fn run(program: &Program, deadline: Instant) -> Result<(), SetError> {
+    let failed = |why: String| SetError::Command(program.to_string(), why);
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(failed("no time is left for it".into()));
     }
-    match commands::run(Path::new(program), arguments, &[], left, None) {
+    let words = program.within(left);
+    let Some((first, arguments)) = words.split_first() else {
+        return Ok(());
+    };
+    match commands::run(Path::new(first), arguments, &[], left, None) {
         Ok(done) => match done.outcome {
             Outcome::Exited(0) => Ok(()),
+            Outcome::Exited(code) if program.apart && TIMED_OUT.contains(&code) => Err(failed(
+                format!("{}: {}", Outcome::TimedOut, done.last_line()),
+            )),
             outcome => Err(failed(format!("{outcome}: {}", done.last_line()))),
         },
         Err(error) => Err(failed(error.to_string())),
@@ -134,7 +190,7 @@ fn run(command: &[String], deadline: Instant) -> Result<(), SetError> {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for command in &self.before {
-            writeln!(f, "run: {}", command.join(" "))?;
+            writeln!(f, "run: {command}")?;
         }
         for change in &self.changes {
             writeln!(
@@ -148,15 +204,22 @@ impl fmt::Display for Plan {
             }
         }
         for command in &self.after {
-            writeln!(f, "run: {}", command.join(" "))?;
+            writeln!(f, "run: {command}")?;
         }
         Ok(())
     }
 }
 
-/// A command from its words.
-pub(super) fn command(words: &[&str]) -> Vec<String> {
+fn command(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
+}
+
+/// A program from its words.
+pub(super) fn program(words: &[&str]) -> Program {
+    Program {
+        words: command(words),
+        apart: false,
+    }
 }
 
 #[cfg(test)]
@@ -170,7 +233,7 @@ mod tests {
                 mode: 0o600,
                 contents: "new\n".into(),
             }],
-            after: vec![command(&[after])],
+            after: vec![program(&[after])],
             ..Plan::default()
         }
     }
@@ -192,7 +255,7 @@ mod tests {
     #[test]
     fn all_commands_share_one_limit() {
         let root = tempfile::tempdir().unwrap();
-        let sleep = |seconds: &str| command(&["/bin/sleep", seconds]);
+        let sleep = |seconds: &str| program(&["/bin/sleep", seconds]);
         let slow = Plan {
             before: vec![sleep("0.5")],
             after: vec![sleep("0.5"), sleep("60"), sleep("60")],
@@ -206,5 +269,26 @@ mod tests {
         assert!(error.to_string().contains("sleep 60"), "{error}");
         assert!(error.to_string().contains("took too long"), "{error}");
         assert!(!root.path().join("etc/x/ours").exists());
+    }
+
+    #[test]
+    fn what_runs_apart_ends_in_time_by_itself() {
+        // Stays when what waits for it is killed, as a unit does.
+        let stubborn = Program {
+            words: command(&["/bin/sh", "-c", "sleep 60; :"]),
+            apart: true,
+        };
+        let words = stubborn.within(Duration::from_millis(3500));
+        assert_eq!(words[..APART.len()], APART);
+        let (own, arguments) = words[APART.len()..].split_first().unwrap();
+        let begin = Instant::now();
+        let limit = Duration::from_secs(40);
+        let done = commands::run(Path::new(own), arguments, &[], limit, None).unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(30));
+        let Outcome::Exited(code) = done.outcome else {
+            panic!("{:?}", done.outcome);
+        };
+        assert!(TIMED_OUT.contains(&code), "{code}");
+        assert_eq!(program(&["x"]).within(limit), ["x"]);
     }
 }

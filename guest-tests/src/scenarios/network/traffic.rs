@@ -66,6 +66,10 @@ const MAX_MTU: u32 = 65521;
 /// Flows of each kind.
 const FLOWS: usize = 16;
 
+/// In which the other end counts datagrams, in seconds: at least one such interval, and what is left of another, pass after each
+/// change. Six datagrams of each flow are sent in one.
+const INTERVAL: f32 = 0.25;
+
 /// From a change until every flow has got on, at most. TCP waits for its retransmission timer, which doubles each time
 /// nothing comes back.
 const RECOVERY: Duration = Duration::from_secs(180);
@@ -77,7 +81,7 @@ struct Traffic<'a> {
     clients: Vec<u64>,
 }
 
-/// What the other end's iperf3 has counted of the flows of UDP, in intervals of a second; times since its start.
+/// What the other end's iperf3 has counted of the flows of UDP, in intervals of [`INTERVAL`]; times since its start.
 #[derive(Default)]
 struct Datagrams {
     /// End of the last interval.
@@ -101,7 +105,7 @@ impl<'a> Traffic<'a> {
             tool_start(
                 peer,
                 &format!(
-                    "exec iperf3 --server --port {port} --rcv-timeout {patience} --forceflush > /tmp/iperf-{port} 2>&1"
+                    "exec iperf3 --server --port {port} --interval {INTERVAL} --rcv-timeout {patience} --forceflush > /tmp/iperf-{port} 2>&1"
                 ),
                 Duration::from_secs(86_400),
             )?;
@@ -172,7 +176,7 @@ impl<'a> Traffic<'a> {
         let text = tool_ok(
             self.peer,
             &format!(
-                "tail -n 600 /tmp/iperf-{UDP} | awk -F '[][]' '/ sec / && !/SUM|receiver|sender/ {{ \
+                "tail -n 1200 /tmp/iperf-{UDP} | awk -F '[][]' '/ sec / && !/SUM|receiver|sender/ {{ \
                  split($3, time, \"[- ]+\"); end = time[3]; if (!/ 0.00 Bytes/) newest[$2] = time[2] }} \
                  END {{ print \"end\", end; for (id in newest) print id, newest[id] }}'"
             ),

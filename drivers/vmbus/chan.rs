@@ -31,7 +31,7 @@ use vmbus_proto::{
 use crate::{
     buffer::Desk,
     channel::{CallbackMode, OpenParams, Subchannels},
-    connection::{vp_index, Connection, CONNECT_CPU},
+    connection::{vp_index, Connection},
     device::Device,
     ffi,
     hypercall::Wait,
@@ -524,24 +524,22 @@ impl Chan {
         if self.target_cpu() != cpu {
             return Ok(());
         }
-        let others = self.conn.cpus_for(self);
         let op = self.op.lock();
         let Some(core) = op.as_ref() else {
             // The host does not know of the CPU yet; an `open` will find the new value, as it holds `cpus_read_lock`
             // from before it reads it until the host knows.
-            self.target_cpu.store(CONNECT_CPU, Ordering::Relaxed);
-            return Ok(());
+            return self.conn.find_cpu(self, cpu, |new| {
+                self.target_cpu.store(new, Ordering::Relaxed);
+                Ok(())
+            });
         };
         // Without an answer to MODIFY_CHANNEL there is no telling when the old CPU is free of interrupts.
         if !self.conn.version().has_modify_channel_response() {
             return Err(EBUSY);
         }
-        for new in others.filter(|new| *new != cpu) {
-            if self.move_to(core, new).is_ok() {
-                return Ok(());
-            }
-        }
-        self.move_to(core, CONNECT_CPU).map_err(|_| EBUSY)
+        self.conn
+            .find_cpu(self, cpu, |new| self.move_to(core, new))
+            .map_err(|_| EBUSY)
     }
 
     // --- Hibernation. Process context.

@@ -11,6 +11,7 @@ use vmbus_proto::{
     channel::{judge_offer, same_device, Action, OfferError, OfferPolicy, State, Verdict},
     class::class_of,
     msg::{ChannelMessage, HostMessage, OfferChannel, Relid, RelidReleased},
+    placement::{CpuLoad, Loads},
 };
 
 use crate::{
@@ -328,45 +329,91 @@ impl Connection {
         self.queues.remove.flush();
     }
 
-    /// Usable CPUs for `chan`, best first: for channels that carry load those with the fewest such channels, for
-    /// others the one that messages go to.
-    pub(crate) fn cpus_for(&self, chan: &Chan) -> impl Iterator<Item = u32> + use<> {
-        let first = self.best_cpu(chan.class.perf, chan.primary.as_deref());
-        let others = (0..ffi::hv_rs_nr_cpu_ids()).filter(move |cpu| *cpu != first);
-        Iterator::chain(core::iter::once(first), others).filter(|cpu| ffi::hv_rs_cpu_usable(*cpu))
-    }
-
-    /// See [`cpus_for`](Self::cpus_for). With `primary`, CPUs that the device does not use yet come first. Among equals,
-    /// those of the NUMA node with the fewest channels: the nodes take turns, as with the C driver (`init_vp_index`).
+    /// The best CPU for a new channel, see [`Loads`]. `primary`: of the same device. Without memory, the one that messages go to, as with
+    /// the C driver.
     fn best_cpu(&self, perf: bool, primary: Option<&Chan>) -> u32 {
         if !perf {
             return CONNECT_CPU;
         }
-        let list = self.list.lock();
-        // SAFETY: Target CPUs and those below `nr_cpu_ids` have an entry in the kernel's tables.
-        let node_of = |cpu: u32| unsafe { ffi::hv_rs_cpu_to_node(cpu) };
-        let load = |cpu: u32| {
-            let node = node_of(cpu);
-            let mut same = 0usize;
-            let mut here = 0usize;
-            let mut nearby = 0usize;
-            for c in list.iter().filter(|c| c.class.perf) {
-                let target = c.target_cpu();
-                nearby += usize::from(node_of(target) == node);
-                if target != cpu {
-                    continue;
-                }
-                here += 1;
-                let family = primary.is_some_and(|p| {
-                    ptr::eq(&**c, p) || c.primary.as_deref().is_some_and(|q| ptr::eq(q, p))
-                });
-                same += usize::from(family);
-            }
-            (same, here, nearby)
+        let Ok(mut room) = LoadRoom::new() else {
+            return CONNECT_CPU;
         };
-        (0..ffi::hv_rs_nr_cpu_ids())
-            .filter(|cpu| ffi::hv_rs_cpu_usable(*cpu))
-            .min_by_key(|cpu| load(*cpu))
+        self.loads(&mut room, primary, None)
+            .best()
             .unwrap_or(CONNECT_CPU)
+    }
+
+    /// Finds a CPU for `chan` in place of `leaving`, and calls `go` with it; with the next best when that fails. Last of all with
+    /// [`CONNECT_CPU`].
+    pub(crate) fn find_cpu(
+        &self,
+        chan: &Chan,
+        leaving: u32,
+        mut go: impl FnMut(u32) -> Result,
+    ) -> Result {
+        if chan.class.perf {
+            // Without memory there is the last way out.
+            if let Ok(mut room) = LoadRoom::new() {
+                let mut loads = self.loads(&mut room, chan.primary.as_deref(), Some(chan));
+                loads.rule_out(leaving);
+                while let Some(cpu) = loads.best() {
+                    if go(cpu).is_ok() {
+                        return Ok(());
+                    }
+                    loads.rule_out(cpu);
+                }
+            }
+        }
+        go(CONNECT_CPU)
+    }
+
+    /// The loads as a channel sees them that is a sub-channel of `primary`, or `chan` itself, which is not counted.
+    fn loads<'a>(
+        &self,
+        room: &'a mut LoadRoom,
+        primary: Option<&Chan>,
+        chan: Option<&Chan>,
+    ) -> Loads<'a> {
+        let mut loads = Loads::new(&mut room.cpus, &mut room.nodes);
+        // The device's primary channel.
+        let head = primary.or(chan);
+        for c in self.list.lock().iter().filter(|c| c.class.perf) {
+            if chan.is_some_and(|chan| ptr::eq(&**c, chan)) {
+                continue;
+            }
+            let own = head.is_some_and(|head| ptr::eq(&**c, head) || c.is_subchannel_of(head));
+            loads.add(c.target_cpu(), own);
+        }
+        loads
+    }
+}
+
+/// Room for [`Loads`].
+struct LoadRoom {
+    cpus: KVec<CpuLoad>,
+    nodes: KVec<u32>,
+}
+
+impl LoadRoom {
+    /// With the CPUs as they are now.
+    fn new() -> Result<Self> {
+        let count = ffi::hv_rs_nr_cpu_ids();
+        let mut cpus = KVec::with_capacity(count as usize, GFP_KERNEL)?;
+        let mut last = 0;
+        for cpu in 0..count {
+            // SAFETY: CPUs below `nr_cpu_ids` have an entry in the kernel's tables.
+            let node = unsafe { ffi::hv_rs_cpu_to_node(cpu) };
+            // Negative: not known.
+            let node = u32::try_from(node).unwrap_or(0);
+            last = node.max(last);
+            let load = CpuLoad {
+                usable: ffi::hv_rs_cpu_usable(cpu),
+                node,
+                ..CpuLoad::default()
+            };
+            cpus.push(load, GFP_KERNEL)?;
+        }
+        let nodes = KVec::from_elem(0, last as usize + 1, GFP_KERNEL)?;
+        Ok(Self { cpus, nodes })
     }
 }

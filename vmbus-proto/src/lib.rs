@@ -15,6 +15,7 @@
 //! | [`gpadl`] | sending and reassembling GPADLs |
 //! | [`packet`], [`range`], [`ring`] | ring packets and the ring algorithm, for both sides |
 //! | [`connection`], [`channel`] | the client's state machines |
+//! | [`placement`] | which CPU takes the interrupts of a channel |
 //! | [`util`] | small decisions and tables shared by several modules |
 //! | [`ic`] | integration components: heartbeat, shutdown, timesync, KVP, VSS, file copy |
 //! | [`net`] | network: the synthetic adapter, NVSP and RNDIS |
@@ -55,6 +56,7 @@ pub mod ic;
 pub mod msg;
 pub mod net;
 pub mod packet;
+pub mod placement;
 pub mod range;
 pub mod ring;
 pub mod storvsc;

@@ -313,6 +313,21 @@ impl Client {
         })
     }
 
+    /// How often time samples are sent by themselves; zero: never.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn timesync_interval(&mut self, interval: Duration) -> Result<TimesyncStatus, Error> {
+        self.typed(Command::Timesync {
+            send: None,
+            offset_ms: 0,
+            unix_ms: None,
+            keep: false,
+            interval_ms: Some(interval.as_millis() as u64),
+            sync_after_stop: None,
+        })
+    }
+
     /// Sends one time sample, `offset_ms` off the host's clock.
     ///
     /// # Errors

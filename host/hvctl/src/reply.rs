@@ -127,6 +127,9 @@ pub struct ChannelCounters {
     pub interrupts: u64,
     /// Signals wanted by the ring that found the flag still set.
     pub interrupts_merged: u64,
+    /// Signals of both kinds that the guest cannot have wanted: its ring was not empty before, or it did not wait for room.
+    #[serde(default)]
+    pub unneeded_interrupts: u64,
     /// Signals received from the guest (hypercall, interrupt page, or monitor page).
     pub signals: u64,
     /// Signals of those that came while the host's mask was set or nothing was to do.

@@ -261,10 +261,10 @@ impl Channel {
                     break;
                 }
                 Err(ReadError::Empty) => {
-                    let drained = open.input.finish();
-                    if drained.signal {
-                        signal(open, &mut self.counters, partition);
-                    }
+                    let drained = give_room(open, &mut self.counters, partition, |input| {
+                        let drained = input.finish();
+                        (drained.signal, drained)
+                    });
                     if !drained.more {
                         return Received::Nothing;
                     }
@@ -297,9 +297,9 @@ impl Channel {
     /// Gives the room of the packets read back to the guest, in the middle of a turn.
     pub(crate) fn pause_service(&mut self, partition: &dyn Partition) {
         if let Some(open) = self.open.as_mut().filter(|o| !o.broken) {
-            if open.input.commit() {
-                signal(open, &mut self.counters, partition);
-            }
+            give_room(open, &mut self.counters, partition, |input| {
+                (input.commit(), ())
+            });
         }
     }
 
@@ -338,9 +338,7 @@ impl Channel {
         let written = match packet.write(&mut open.output) {
             // What is written already must be readable, or it is never read and there is never room.
             Err(WriteError::Full { needed }) => {
-                if open.output.commit() {
-                    signal(open, &mut self.counters, partition);
-                }
+                show(open, &mut self.counters, partition);
                 match open.output.request_space(needed) {
                     // The guest has made room meanwhile; no signal will come.
                     Ok(true) => packet.write(&mut open.output),
@@ -374,9 +372,7 @@ impl Channel {
     /// Shows the guest what was written, and signals it if it wants that.
     pub(crate) fn commit(&mut self, partition: &dyn Partition) {
         if let Some(open) = self.open.as_mut().filter(|o| !o.broken) {
-            if open.output.commit() {
-                signal(open, &mut self.counters, partition);
-            }
+            show(open, &mut self.counters, partition);
         }
     }
 
@@ -430,6 +426,47 @@ impl Channel {
     }
 }
 
+/// Whether a guest that has read up to `read` cannot have wanted a signal for what was written from `old` to `new` since: something older is
+/// still unread, so the ring was not empty. (Whether it masked signals cannot be told afterwards: it may have changed its mind twice.)
+fn not_empty(read: u32, old: u32, new: u32, size: u32) -> bool {
+    let distance = |from: u32, to: u32| (to + size - from % size) % size;
+    distance(read, new) > distance(old, new)
+}
+
+/// Shows the guest what was written, and signals it if it wants that. Looks as well, apart from the ring's own rule, whether it can have
+/// wanted it.
+fn show(open: &mut OpenChannel, counters: &mut ChannelCounters, partition: &dyn Partition) {
+    let old = open.output.write_index();
+    if !open.output.commit() {
+        return;
+    }
+    let read = open.output.memory().load_acquire(ControlWord::ReadIndex);
+    let (new, size) = (open.output.write_index(), open.output.size());
+    counters.unneeded_interrupts += u64::from(not_empty(read, old, new, size));
+    signal(open, counters, partition);
+}
+
+/// Gives room back to the guest by `give`, which tells whether to signal, and signals. No such signal is needed if the guest did not wait for
+/// room before and does not afterwards.
+fn give_room<T>(
+    open: &mut OpenChannel,
+    counters: &mut ChannelCounters,
+    partition: &dyn Partition,
+    give: impl FnOnce(&mut Consumer<RingPages>) -> (bool, T),
+) -> T {
+    let waits = |open: &OpenChannel| {
+        let memory = open.input.memory();
+        memory.load_acquire(ControlWord::PendingSendSize) != 0
+    };
+    let before = waits(open);
+    let (wanted, result) = give(&mut open.input);
+    if wanted {
+        counters.unneeded_interrupts += u64::from(!before && !waits(open));
+        signal(open, counters, partition);
+    }
+    result
+}
+
 fn signal(open: &mut OpenChannel, counters: &mut ChannelCounters, partition: &dyn Partition) {
     if open.corked {
         open.signal_waits = true;
@@ -440,5 +477,31 @@ fn signal(open: &mut OpenChannel, counters: &mut ChannelCounters, partition: &dy
         Ok(true) => counters.interrupts += 1,
         Ok(false) => counters.interrupts_merged += 1,
         Err(e) => tracing::debug!("event flag {} of VP {}: {e}", open.event_flag, vp.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::not_empty;
+
+    #[test]
+    fn signals_that_nobody_wanted_are_known() {
+        let not_empty = |read, old, new| not_empty(read, old, new, 4096);
+        // Empty before, and not read yet, in part, or all; also across the end.
+        for (read, old, new) in [
+            (96, 96, 160),
+            (128, 96, 160),
+            (160, 96, 160),
+            (4080, 4080, 16),
+            (16, 4080, 16),
+        ] {
+            assert!(!not_empty(read, old, new), "{read} {old} {new}");
+        }
+        // Something older is unread.
+        for (read, old, new) in [(64, 96, 128), (4000, 4080, 16), (136, 96, 128)] {
+            assert!(not_empty(read, old, new), "{read} {old} {new}");
+        }
+        // A guest that lies does no harm.
+        let _ = not_empty(u32::MAX, 96, 128);
     }
 }

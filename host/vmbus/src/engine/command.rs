@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use hvctl::{ChannelInfo, Command, Counters, Status, Violations};
+use hvctl::{ChannelCounters, ChannelInfo, Command, Counters, Status, Violations};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -207,11 +207,9 @@ impl Engine {
     }
 
     fn counters(&self) -> Counters {
-        let unneeded = self
-            .channels
-            .iter()
-            .map(|c| c.counters().unneeded_signals)
-            .sum();
+        let sum = |of: fn(&ChannelCounters) -> u64| {
+            self.channels.iter().map(|c| of(&c.counters())).sum::<u64>()
+        };
         let host = [
             ("messages_in", self.counters.messages_in),
             ("messages_out", self.counters.messages_out),
@@ -222,7 +220,8 @@ impl Engine {
                 "unknown_signals",
                 self.inbox.unknown_signals() - self.counters.unknown_signals_base,
             ),
-            ("unneeded_signals", unneeded),
+            ("unneeded_signals", sum(|c| c.unneeded_signals)),
+            ("unneeded_interrupts", sum(|c| c.unneeded_interrupts)),
             ("violations", self.server.violations().count()),
         ];
         let base: BTreeMap<&str, u64> = self

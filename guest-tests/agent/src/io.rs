@@ -8,7 +8,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Barrier;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 use guest_agent::{IoResult, IO_USAGE};
@@ -83,9 +83,10 @@ fn perform(load: &Load, flags: i32) -> Result<IoResult> {
             .collect();
         start.wait();
         let begin = Instant::now();
+        let mut longest_ns = 0;
         for thread in threads {
             match thread.join() {
-                Ok(outcome) => outcome?,
+                Ok(outcome) => longest_ns = longest_ns.max(outcome?),
                 Err(_) => bail!("a thread panicked"),
             }
         }
@@ -94,12 +95,13 @@ fn perform(load: &Load, flags: i32) -> Result<IoResult> {
             ios: load.count,
             bytes: load.count * load.block,
             elapsed_ns,
+            longest_ns,
         })
     })
 }
 
-/// What thread `index` does: every DEPTH-th request.
-fn one(load: &Load, file: &File, blocks: u64, index: u64, start: &Barrier) -> Result<()> {
+/// What thread `index` does: every DEPTH-th request. The longest of them, in nanoseconds.
+fn one(load: &Load, file: &File, blocks: u64, index: u64, start: &Barrier) -> Result<u64> {
     let size = load.block as usize;
     let mut memory = vec![0u8; size + ALIGN];
     let skip = memory.as_ptr().align_offset(ALIGN);
@@ -109,6 +111,7 @@ fn one(load: &Load, file: &File, blocks: u64, index: u64, start: &Barrier) -> Re
     // Touches what the loop needs before the start.
     start.wait();
     let mut state = 0x9e37_79b9_7f4a_7c15 ^ (index + 1);
+    let mut laps = Laps::start();
     for number in (index..load.count).step_by(load.depth as usize) {
         let block = if load.random {
             // xorshift64, G. Marsaglia 2003.
@@ -126,8 +129,37 @@ fn one(load: &Load, file: &File, blocks: u64, index: u64, start: &Barrier) -> Re
             file.read_exact_at(buffer, offset)
         }
         .with_context(|| format!("{} at {offset}", load.device))?;
+        laps.lap();
     }
-    Ok(())
+    Ok(laps.longest_ns())
+}
+
+/// Times what comes one after the other.
+pub struct Laps {
+    last: Instant,
+    longest: Duration,
+}
+
+impl Laps {
+    /// The first begins.
+    pub fn start() -> Self {
+        Self {
+            last: Instant::now(),
+            longest: Duration::ZERO,
+        }
+    }
+
+    /// One is over, the next begins.
+    pub fn lap(&mut self) {
+        let now = Instant::now();
+        self.longest = self.longest.max(now - self.last);
+        self.last = now;
+    }
+
+    /// The longest so far, in nanoseconds.
+    pub fn longest_ns(&self) -> u64 {
+        self.longest.as_nanos() as u64
+    }
 }
 
 #[cfg(test)]
@@ -150,6 +182,7 @@ mod tests {
         let name = path.to_str().unwrap();
         let result = perform(&load(name, "write sequential 4096 64 4").unwrap(), 0).unwrap();
         assert_eq!((result.ios, result.bytes), (64, 64 * 4096));
+        assert!(result.longest_ns > 0 && result.longest_ns <= result.elapsed_ns);
         let bytes = std::fs::read(&path).unwrap();
         assert!(bytes
             .chunks(4096)

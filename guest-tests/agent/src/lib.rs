@@ -267,4 +267,7 @@ pub struct IoResult {
     pub bytes: u64,
     /// From the first request to the end of the last, in nanoseconds of the guest's clock.
     pub elapsed_ns: u64,
+    /// The longest that a request took; of several threads the one that waited longest.
+    #[serde(default)]
+    pub longest_ns: u64,
 }

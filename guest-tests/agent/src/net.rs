@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure, Context, Result};
 use guest_agent::{net_port, IoResult, NET_BURST, NET_USAGE};
 
+use crate::io::Laps;
+
 /// An answer that takes longer will not come.
 const ANSWER: Duration = Duration::from_secs(20);
 
@@ -84,18 +86,22 @@ impl Load {
 pub fn run(args: &[String]) -> Result<()> {
     let load = Load::parse(args)?;
     let begin = Instant::now();
-    perform(&load).with_context(|| format!("{:?}", load.mode))?;
+    let longest_ns = perform(&load).with_context(|| format!("{:?}", load.mode))?;
     let result = IoResult {
         ios: load.count,
         bytes: load.count * load.size as u64,
         elapsed_ns: begin.elapsed().as_nanos() as u64,
+        longest_ns,
     };
     println!("{}", serde_json::to_string(&result)?);
     Ok(())
 }
 
-fn perform(load: &Load) -> Result<()> {
+/// The longest exchange, in nanoseconds: an echo, a burst, a piece of a stream.
+fn perform(load: &Load) -> Result<u64> {
     let mut buffer = vec![0x5a; load.size];
+    // Connecting is part of the first.
+    let mut laps = Laps::start();
     match load.mode {
         Mode::UdpEcho => {
             let socket = load.udp(net_port::ECHO)?;
@@ -107,6 +113,7 @@ fn perform(load: &Load) -> Result<()> {
                     len == load.size && buffer[..8] == number.to_le_bytes(),
                     "echo {number} is not what was sent"
                 );
+                laps.lap();
             }
         }
         Mode::UdpSend => {
@@ -119,6 +126,7 @@ fn perform(load: &Load) -> Result<()> {
                 if number % NET_BURST == NET_BURST - 1 {
                     socket.recv(&mut answer).context("no answer to a burst")?;
                     ensure!(answer == number.to_le_bytes(), "answer to another burst");
+                    laps.lap();
                 }
             }
         }
@@ -133,12 +141,14 @@ fn perform(load: &Load) -> Result<()> {
                         .with_context(|| format!("datagram {number} of a burst did not come"))?;
                     ensure!(len == load.size, "datagram of {len} bytes");
                 }
+                laps.lap();
             }
         }
         Mode::TcpSend => {
             let mut socket = load.tcp(net_port::SINK)?;
             for _ in 0..load.count {
                 socket.write_all(&buffer)?;
+                laps.lap();
             }
             socket.shutdown(Shutdown::Write)?;
             let mut got = [0; 8];
@@ -156,11 +166,12 @@ fn perform(load: &Load) -> Result<()> {
                     0 => break,
                     len => got += len as u64,
                 }
+                laps.lap();
             }
             ensure!(got == wanted, "{got} bytes of {wanted} came");
         }
     }
-    Ok(())
+    Ok(laps.longest_ns())
 }
 
 #[cfg(test)]

@@ -155,11 +155,24 @@ struct Machine {
     echo: SocketHandle,
     sink: SocketHandle,
     source: SocketHandle,
-    tcp_sink: SocketHandle,
-    tcp_source: SocketHandle,
-    /// Bytes that the sink's connection has brought; `None` once that was said.
+    sinks: [Sink; CONNECTIONS],
+    sources: [Source; CONNECTIONS],
+}
+
+/// TCP connections at a time to each port, those that are just ending included.
+const CONNECTIONS: usize = 3;
+
+/// A socket for a connection that brings.
+struct Sink {
+    handle: SocketHandle,
+    /// Bytes that it has brought; `None` once that was said.
     taken: Option<u64>,
-    /// Bytes that the source's connection is to bring, once asked.
+}
+
+/// A socket for a connection that is given something.
+struct Source {
+    handle: SocketHandle,
+    /// Bytes that are to come yet, once asked.
     to_give: Option<u64>,
 }
 
@@ -196,10 +209,14 @@ impl Machine {
             echo: sockets.add(udp_socket(net_port::ECHO)),
             sink: sockets.add(udp_socket(net_port::SINK)),
             source: sockets.add(udp_socket(net_port::SOURCE)),
-            tcp_sink: sockets.add(tcp_socket()),
-            tcp_source: sockets.add(tcp_socket()),
-            taken: Some(0),
-            to_give: None,
+            sinks: std::array::from_fn(|_| Sink {
+                handle: sockets.add(tcp_socket()),
+                taken: Some(0),
+            }),
+            sources: std::array::from_fn(|_| Source {
+                handle: sockets.add(tcp_socket()),
+                to_give: None,
+            }),
             wire,
             interface,
             sockets,
@@ -264,11 +281,19 @@ impl Machine {
                 let _ = source.send_slice(&datagram, from.endpoint);
             }
         }
-        self.tcp_sink() | self.tcp_source() | busy
+        for sink in &mut self.sinks {
+            busy |= sink.serve(&mut self.sockets);
+        }
+        for source in &mut self.sources {
+            busy |= source.serve(&mut self.sockets);
+        }
+        busy
     }
+}
 
-    fn tcp_sink(&mut self) -> bool {
-        let socket = self.sockets.get_mut::<tcp::Socket>(self.tcp_sink);
+impl Sink {
+    fn serve(&mut self, sockets: &mut SocketSet<'_>) -> bool {
+        let socket = sockets.get_mut::<tcp::Socket>(self.handle);
         if !socket.is_open() {
             // The port is not 0 and the socket is closed.
             let _ = socket.listen(net_port::SINK);
@@ -291,9 +316,11 @@ impl Machine {
         }
         busy
     }
+}
 
-    fn tcp_source(&mut self) -> bool {
-        let socket = self.sockets.get_mut::<tcp::Socket>(self.tcp_source);
+impl Source {
+    fn serve(&mut self, sockets: &mut SocketSet<'_>) -> bool {
+        let socket = sockets.get_mut::<tcp::Socket>(self.handle);
         if !socket.is_open() {
             let _ = socket.listen(net_port::SOURCE);
             self.to_give = None;

@@ -17,6 +17,7 @@ mod power;
 pub(crate) mod programs;
 mod refusal;
 mod services;
+mod smp;
 pub(crate) mod storage;
 mod sysfs;
 mod system;
@@ -64,6 +65,12 @@ pub fn suites() -> Vec<Suite> {
             scenarios: exchange::scenarios(),
         },
     ];
+    suites.push(Suite {
+        name: "smp",
+        about: "channels on several CPUs, with the Rust modules and with the in-tree C drivers",
+        drivers: Drivers::Rust,
+        scenarios: smp::scenarios(),
+    });
     suites.push(debug::suite(&suites));
     suites.push(Suite {
         name: "kunit",

@@ -18,7 +18,7 @@ pub(super) const IO_LIMIT: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Waits until `done` says so; for states of the host that have no event.
-pub(super) fn until(
+pub(crate) fn until(
     what: &str,
     limit: Duration,
     mut done: impl FnMut() -> Result<bool>,
@@ -66,7 +66,7 @@ pub(super) fn tool_within(vm: &Vm, command: &str, limit: Duration) -> Result<Out
 }
 
 /// Runs a program of the Debian image that must succeed; its standard output.
-pub(super) fn tool_ok(vm: &Vm, command: &str) -> Result<String> {
+pub(crate) fn tool_ok(vm: &Vm, command: &str) -> Result<String> {
     let out = tool(vm, command)?;
     ensure!(out.rc == Some(0), "{command}: {}", describe(&out));
     Ok(out.stdout.text())
@@ -105,7 +105,7 @@ pub(super) fn bus_dir(vm: &Vm, device: &str) -> Result<String> {
 }
 
 /// Channels of a device that are open at the host, the primary one included.
-pub(super) fn open_channels(vm: &Vm, device: &str) -> Result<usize> {
+pub(crate) fn open_channels(vm: &Vm, device: &str) -> Result<usize> {
     let channels = vm.host().channels()?;
     Ok(channels
         .iter()

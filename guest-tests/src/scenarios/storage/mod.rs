@@ -162,7 +162,7 @@ fn gone(vm: &Vm, device: &str, lun: u8) -> Result<Duration> {
 }
 
 /// Nothing is left undone on either side.
-fn nothing_in_flight(vm: &Vm) -> Result<()> {
+pub(crate) fn nothing_in_flight(vm: &Vm) -> Result<()> {
     until("no command in flight at the host", SOON, || {
         Ok(disks(vm)?.iter().all(|disk| disk.counters.in_flight == 0))
     })?;

@@ -51,9 +51,9 @@ fn bus_answers(socket: &Path, patience: Duration) -> bool {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
-        // The user's number, in hexadecimal digits of its decimal ones.
+        // The user's number: the codes of its decimal digits, 30 to 39, in hexadecimal ones.
         let user = rustix::process::geteuid().as_raw().to_string();
-        let user: String = user.bytes().map(|b| format!("{b:02x}")).collect();
+        let user: String = user.chars().flat_map(|digit| ['3', digit]).collect();
         stream.write_all(format!("\0AUTH EXTERNAL {user}\r\n").as_bytes())?;
         let mut answer = [0; 2];
         stream.read_exact(&mut answer)?;

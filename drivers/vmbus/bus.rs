@@ -43,7 +43,7 @@ impl Registration {
         let bus = BUS.0.get();
         // SAFETY: Nobody knows of the bus yet.
         unsafe {
-            (*bus).name = c"vmbus".as_ptr().cast();
+            (*bus).name = c"vmbus".as_char_ptr();
             (*bus).match_ = Some(driver::match_callback);
             (*bus).probe = Some(driver::probe_callback);
             (*bus).remove = Some(driver::remove_callback);

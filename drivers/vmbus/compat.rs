@@ -103,6 +103,7 @@ macro_rules! vmbus_device_table {
 
 /// The module that this is written in, as `&'static ThisModule`: what C calls `THIS_MODULE`.
 #[cfg(kernel_7_3)]
+#[allow(clippy::crate_in_macro_def)] // That is the point of it.
 #[macro_export]
 macro_rules! this_module {
     () => {
@@ -112,6 +113,7 @@ macro_rules! this_module {
 
 /// The module that this is written in, as `&'static ThisModule`: what C calls `THIS_MODULE`.
 #[cfg(not(kernel_7_3))]
+#[allow(clippy::crate_in_macro_def)] // That is the point of it.
 #[macro_export]
 macro_rules! this_module {
     () => {

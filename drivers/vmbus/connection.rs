@@ -93,6 +93,7 @@ impl Queues {
 }
 
 /// What comes of an INITIATE_CONTACT.
+#[allow(clippy::large_enum_variant)] // One at a time, and not for long.
 enum Contact {
     /// Try this.
     Next(Post),

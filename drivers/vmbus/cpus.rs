@@ -43,7 +43,7 @@ pub(crate) fn setup() -> Result {
     let state = unsafe {
         bindings::__cpuhp_setup_state(
             bindings::cpuhp_state_CPUHP_AP_ONLINE_DYN,
-            c"hyperv/vmbus_rs:online".as_ptr().cast(),
+            c"hyperv/vmbus_rs:online".as_char_ptr(),
             true,
             Some(online),
             Some(offline),
@@ -66,6 +66,8 @@ pub(crate) fn remove() {
     }
 }
 
+/// # Safety
+/// None: `unsafe` is what the kernel takes.
 unsafe extern "C" fn online(cpu: c_uint) -> c_int {
     match Connection::global() {
         Some(conn) => conn.cpu_online(cpu).map_or_else(|e| e.to_errno(), |()| 0),
@@ -73,6 +75,8 @@ unsafe extern "C" fn online(cpu: c_uint) -> c_int {
     }
 }
 
+/// # Safety
+/// None: `unsafe` is what the kernel takes.
 unsafe extern "C" fn offline(cpu: c_uint) -> c_int {
     match Connection::global() {
         Some(conn) => conn.cpu_offline(cpu).map_or_else(|e| e.to_errno(), |()| 0),

@@ -176,9 +176,10 @@ impl Device<device::Normal> {
         unsafe { bindings::device_unregister(this.as_ptr().cast()) };
     }
 
+    /// # Safety
+    /// Called by the driver core, for the last reference to a device that `register` allocated.
     unsafe extern "C" fn release(dev: *mut bindings::device) {
-        // SAFETY: The driver core calls this once, for the last reference, with the `dev` of a `RawDevice` that `register`
-        // allocated; `dev` is its first field.
+        // SAFETY: By the requirement: nobody else has the `RawDevice`, whose first field `dev` is.
         drop(unsafe { KBox::from_raw(dev.cast::<RawDevice>()) });
     }
 }

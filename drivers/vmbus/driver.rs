@@ -262,9 +262,9 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         let drv = reg.get();
         // SAFETY: `reg` is valid, and nobody else knows of it before it is registered.
         unsafe {
-            (*drv).driver.name = T::NAME.as_ptr().cast();
+            (*drv).driver.name = T::NAME.as_char_ptr();
             (*drv).driver.owner = module.as_ptr();
-            (*drv).driver.mod_name = name.as_ptr().cast();
+            (*drv).driver.mod_name = name.as_char_ptr();
             if T::PROBE_IN_ORDER {
                 (*drv).driver.probe_type = bindings::probe_type_PROBE_FORCE_SYNCHRONOUS;
             }

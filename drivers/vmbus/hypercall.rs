@@ -125,7 +125,7 @@ pub(crate) fn spin_us(us: u32) {
         unsafe { bindings::__udelay(1000) };
     }
     // SAFETY: Only spins.
-    unsafe { bindings::__udelay(u64::from(us % 1000) as _) };
+    unsafe { bindings::__udelay((us % 1000) as usize) };
 }
 
 /// Signals the host on `connection`. Any context.

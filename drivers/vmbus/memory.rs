@@ -117,9 +117,9 @@ impl SharedPages {
 
     /// Page frame numbers, in order.
     pub(crate) fn pfns(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
-        // SAFETY: The pages are valid by the type's invariant.
         self.pages
             .iter()
+            // SAFETY: The pages are valid by the type's invariant.
             .map(|&p| unsafe { ffi::hv_rs_page_pfn(p) })
     }
 

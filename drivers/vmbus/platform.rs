@@ -68,7 +68,7 @@ impl Registration {
             let ids = &mut *DRIVER.ids.get();
             for (id, name) in ids.iter_mut().zip([b"VMBUS", b"VMBus"]) {
                 for (to, from) in id.id.iter_mut().zip(name) {
-                    *to = *from as _;
+                    *to = *from;
                 }
             }
             // Hibernation only: with suspend-to-idle the connection stays, or nothing could wake the VM. The `noirq` stage, as
@@ -81,7 +81,7 @@ impl Registration {
             let drv = DRIVER.driver.get();
             *drv = pin_init::zeroed();
             (*drv).probe = Some(probe);
-            (*drv).driver.name = c"vmbus".as_ptr().cast();
+            (*drv).driver.name = c"vmbus".as_char_ptr();
             (*drv).driver.acpi_match_table = ids.as_ptr();
             (*drv).driver.pm = DRIVER.pm.get();
             (*drv).driver.probe_type = bindings::probe_type_PROBE_FORCE_SYNCHRONOUS;
@@ -91,7 +91,7 @@ impl Registration {
             bindings::__platform_driver_register(
                 DRIVER.driver.get(),
                 module.as_ptr(),
-                c"hv_vmbus_rs".as_ptr().cast(),
+                c"hv_vmbus_rs".as_char_ptr(),
             )
         })?;
         // SAFETY: `probe` is over.

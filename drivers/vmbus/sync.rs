@@ -42,7 +42,7 @@ impl<T> IrqLock<T> {
         pin_init!(Self {
             raw <- Opaque::ffi_init(|slot| {
                 // SAFETY: `slot` is valid for writing; `name` and `key` live for ever.
-                unsafe { ffi::hv_rs_lock_init(slot, name.as_ptr().cast(), key) }
+                unsafe { ffi::hv_rs_lock_init(slot, name.as_char_ptr(), key) }
             }),
             data: UnsafeCell::new(data),
         })

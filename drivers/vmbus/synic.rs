@@ -102,10 +102,10 @@ impl CpuSynic {
     /// Copies the message in the slot, leaving it there; `None` when the slot is empty.
     pub(crate) fn peek_message(&self) -> Option<HvMessage> {
         let slot = self.message_slot();
-        // SAFETY: The slot is inside the page; atomic, as the hypervisor fills it concurrently. Acquire: the rest of the
-        // message was written before its type.
-        let message_type =
-            unsafe { core::sync::atomic::AtomicU32::from_ptr(slot.cast()) }.load(Ordering::Acquire);
+        // SAFETY: The slot is inside the page; atomic, as the hypervisor fills it concurrently.
+        let message_type = unsafe { core::sync::atomic::AtomicU32::from_ptr(slot.cast()) };
+        // Acquire: the rest of the message was written before its type.
+        let message_type = message_type.load(Ordering::Acquire);
         if message_type == MessageType::NONE.0 {
             return None;
         }

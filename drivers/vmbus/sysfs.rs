@@ -71,7 +71,7 @@ macro_rules! line {
 /// `name` is a string of `sysfs_files.c`.
 unsafe fn name<'a>(name: *const c_char) -> &'a [u8] {
     // SAFETY: By the requirement.
-    unsafe { CoreCStr::from_ptr(name.cast()) }.to_bytes()
+    unsafe { CoreCStr::from_char_ptr(name) }.to_bytes()
 }
 
 /// # Safety
@@ -290,8 +290,8 @@ impl ChannelDir {
     /// `dev` is registered, and stays so until the directory is dropped.
     pub(crate) unsafe fn new(dev: NonNull<Device>, chan: &Arc<Chan>) -> Result<Self> {
         // SAFETY: By the requirement; a `Device` starts with its `struct device`.
-        let kset =
-            NonNull::new(unsafe { hv_rs_channels_kset(dev.as_ptr().cast()) }).ok_or(ENOMEM)?;
+        let kset = unsafe { hv_rs_channels_kset(dev.as_ptr().cast()) };
+        let kset = NonNull::new(kset).ok_or(ENOMEM)?;
         // SAFETY: The set was just made; it goes after the channel.
         match unsafe { ChannelObject::add(kset, chan) } {
             Ok(channel) => Ok(Self { kset, channel }),

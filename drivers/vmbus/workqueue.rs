@@ -31,10 +31,10 @@ impl OwnedQueue {
         // SAFETY: The format takes one string.
         let raw = unsafe {
             bindings::alloc_workqueue_noprof(
-                c"%s".as_ptr().cast(),
+                c"%s".as_char_ptr(),
                 bindings::wq_flags_WQ_UNBOUND | flags,
                 max_active,
-                name.as_ptr(),
+                name.as_char_ptr(),
             )
         };
         // INVARIANT: Just allocated.

@@ -489,9 +489,10 @@ impl<T: NetDriver> Ops<T> {
         // SAFETY: By the requirement.
         unsafe { &*data.cast::<T>() }
     }
+}
 
-    // # Safety of the following: see `ffi::RawOps`; `data` is a `T`.
-
+#[allow(clippy::missing_safety_doc)] // Of all of them: see `ffi::RawOps`; `data` is a `T`.
+impl<T: NetDriver> Ops<T> {
     unsafe extern "C" fn open(data: *const c_void) -> c_int {
         // SAFETY: By the requirement.
         let (driver, rtnl) = unsafe { (Self::driver(data), Rtnl::assume()) };

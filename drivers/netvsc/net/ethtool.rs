@@ -152,9 +152,10 @@ impl<T: NetDriver> Ops<T> {
         // SAFETY: By the requirement.
         unsafe { &*data.cast::<T>() }
     }
+}
 
-    // # Safety of the following: see `ffi::RawOps`; `data` is a `T`.
-
+#[allow(clippy::missing_safety_doc)] // Of all of them: see `ffi::RawOps`; `data` is a `T`.
+impl<T: NetDriver> Ops<T> {
     pub(super) unsafe extern "C" fn regs(data: *const c_void, regs: *mut u32, count: u32) -> u32 {
         // SAFETY: By the requirement.
         let (driver, regs) = unsafe {

@@ -108,10 +108,10 @@ impl InFlight {
         slot.id
             .compare_exchange(id, 0, Ordering::Acquire, Ordering::Relaxed)
             .ok()?;
-        let skb = NonNull::new(slot.skb.load(Ordering::Relaxed));
+        // SAFETY: By the field's invariant: this exchanged the id for 0.
+        let owned = |skb| unsafe { Skb::from_raw(skb) };
         let done = Done {
-            // SAFETY: By the field's invariant: this exchanged the id for 0.
-            skb: skb.map(|skb| unsafe { Skb::from_raw(skb) }),
+            skb: NonNull::new(slot.skb.load(Ordering::Relaxed)).map(owned),
             note: slot.note.load(Ordering::Relaxed),
         };
         // As many entries as places: the one at the tail is empty. SeqCst: see `count`.

@@ -133,9 +133,8 @@ impl Verdict {
                 // SAFETY: By the requirement; the page is given away.
                 let skb = unsafe { ffi::hv_rs_xdp_skb(page.as_ptr(), offset, len) };
                 // SAFETY: The packet is ours, and complete: its contents are not written through this.
-                let packet = NonNull::new(skb)
-                    .map(|skb| unsafe { RxPacket::new(skb, NonNull::dangling(), len, len) });
-                Self::Pass(packet)
+                let packet = |skb| unsafe { RxPacket::new(skb, NonNull::dangling(), len, len) };
+                Self::Pass(NonNull::new(skb).map(packet))
             }
             TX => Self::Tx(frame()),
             REDIRECT => Self::Redirected,

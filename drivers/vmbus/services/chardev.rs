@@ -139,7 +139,7 @@ impl<T: Files> Node<T> {
         let ret = unsafe {
             ffi::hv_rs_node_register(
                 signal.raw,
-                name.as_ptr().cast::<c_char>(),
+                name.as_char_ptr(),
                 module.as_ptr().cast(),
                 &Self::OPS,
                 data.cast(),

@@ -34,7 +34,7 @@ pub fn set_real_time(to: UnixNanos) -> Result {
     let ts = bindings::timespec64 {
         // CAST: `UnixNanos` is less than 2^63 ns.
         tv_sec: (to.get() / SECOND) as i64,
-        tv_nsec: (to.get() % SECOND) as _,
+        tv_nsec: (to.get() % SECOND) as isize,
     };
     // SAFETY: `ts` is valid for reading.
     to_result(unsafe { bindings::do_settimeofday64(&ts) })

@@ -55,7 +55,7 @@ impl<T: Run> Deferred<T> {
                     // SAFETY: `slot` is valid for writing; `name` and `key` live for ever. The function gets only
                     // work items that are in an `Inner<T>`, as this one is.
                     unsafe {
-                        ffi::hv_rs_delayed_work_init(slot, run::<T>, name.as_ptr().cast(), key)
+                        ffi::hv_rs_delayed_work_init(slot, run::<T>, name.as_char_ptr(), key)
                     }
                 }),
                 job,

@@ -38,5 +38,5 @@ pub fn send_uevent(dev: &Device, var: &'static CStr) -> Result {
     // CAST: `Device` is a transparent wrapper of `struct device`.
     let dev = core::ptr::from_ref(dev).cast_mut().cast();
     // SAFETY: `dev` is valid as it was made from a reference; `var` lives for ever and is only read.
-    to_result(unsafe { ffi::hv_rs_uevent(dev, var.as_ptr().cast()) })
+    to_result(unsafe { ffi::hv_rs_uevent(dev, var.as_char_ptr()) })
 }

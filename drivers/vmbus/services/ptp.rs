@@ -91,7 +91,7 @@ unsafe fn register(
     data: *const c_void,
 ) -> Result<*mut ffi::Ptp> {
     // SAFETY: `name` is a C string; the rest by the requirement of this function.
-    from_err_ptr(unsafe { ffi::hv_rs_ptp_register(name.as_ptr().cast(), read, data) })
+    from_err_ptr(unsafe { ffi::hv_rs_ptp_register(name.as_char_ptr(), read, data) })
 }
 
 /// # Safety

@@ -231,7 +231,7 @@ fn piece(body: &Data) -> Result<(u64, &[u8]), FieldError> {
 pub fn to_device(body: &[u8], out: &mut [u8; MAX_BODY]) -> Result<usize, FieldError> {
     let header: &Header = body_of(body)?;
     out.fill(0);
-    let too_short = |_| FieldError::TooShort {
+    let too_short = |()| FieldError::TooShort {
         need: MAX_BODY,
         have: body.len(),
     };
@@ -314,7 +314,7 @@ pub fn parse_device(message: &[u8]) -> Result<Request<'_>, FieldError> {
 /// A name or a piece that is too long.
 pub fn write(request: &Request<'_>, out: &mut [u8; MAX_BODY]) -> Result<usize, FieldError> {
     out.fill(0);
-    let small = |_| FieldError::DataSize(0);
+    let small = |()| FieldError::DataSize(0);
     let body = out.as_mut_slice();
     match request {
         Request::Start {

@@ -372,7 +372,7 @@ impl<M: RingMemory> Producer<M> {
             }
         }
         let trailer = advance(at, padding, self.size);
-        self.memory.write_u64(trailer, (self.next as u64) << 32);
+        self.memory.write_u64(trailer, u64::from(self.next) << 32);
         let after = advance(trailer, TRAILER_SIZE, self.size);
         self.move_on(distance(self.next, after, self.size));
     }

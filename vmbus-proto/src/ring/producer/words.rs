@@ -164,7 +164,7 @@ impl<M: RingMemory> Producer<M> {
     fn end_words(&mut self, start: u32, descriptor: &PacketDescriptor) {
         let trailer = start.wrapping_add(descriptor.packet_len());
         self.memory
-            .write_far(trailer, &((start as u64) << 32).to_le_bytes());
+            .write_far(trailer, &(u64::from(start) << 32).to_le_bytes());
         self.move_on(descriptor.ring_len());
     }
 }

@@ -20,6 +20,9 @@ use kernel::{
 
 use crate::adapter::Adapter;
 
+#[cfg(CONFIG_KUNIT = "y")]
+#[path = "../../kunit/storvsc.rs"]
+mod kunit;
 #[path = "scsi_command.rs"]
 mod scsi_command;
 #[path = "scsi_ffi.rs"]

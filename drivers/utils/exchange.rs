@@ -41,6 +41,11 @@ use vmbus_proto::ic::exchange::{
     MAX_PACKET,
 };
 
+#[cfg(CONFIG_KUNIT = "y")]
+#[allow(unsafe_code)] // What `kunit_tests` makes of it.
+#[path = "../../kunit/utils.rs"]
+mod kunit;
+
 /// After how long an answer that found no room is sent again.
 const RETRY_MS: u32 = 2;
 
@@ -380,9 +385,12 @@ impl<S: Daemon> Handler for Bell<S> {
     }
 }
 
+/// The channel of a device, while it is open.
+type ChannelLock<S> = Mutex<Option<Channel<Open<Bell<S>>>>>;
+
 /// A bound device. Dropping it tells the daemon that the device is gone, and closes the channel.
 pub(crate) struct Exchange<S: Daemon> {
-    channel: Pin<KBox<Mutex<Option<Channel<Open<Bell<S>>>>>>>,
+    channel: Pin<KBox<ChannelLock<S>>>,
     desk: Arc<Desk<S>>,
     // After the channel, which may still signal.
     task: Arc<Deferred<Work<S>>>,

@@ -12,9 +12,11 @@ use crate::net::{Backend, Nic};
 use crate::runner::{ensure, Ctx, Scenario};
 
 /// Where the tests are written: every suite in them must have run.
-const SOURCES: [&str; 2] = [
+const SOURCES: [&str; 4] = [
     include_str!("../../../kunit/vmbus.rs"),
     include_str!("../../../kunit/netvsc.rs"),
+    include_str!("../../../kunit/storvsc.rs"),
+    include_str!("../../../kunit/utils.rs"),
 ];
 
 pub fn scenarios() -> Vec<Scenario> {
@@ -33,7 +35,7 @@ fn suites(source: &str) -> impl Iterator<Item = &str> {
 }
 
 fn modules(ctx: &Ctx) -> Result<()> {
-    let config = ctx.config().smp(2).nic(Nic::new(Backend::Echo));
+    let config = ctx.config().smp(2).storage().nic(Nic::new(Backend::Echo));
     let config = config.cmdline("kunit.enable=1 kunit.autorun=1");
     ctx.booted(config, |vm| {
         let Some(console) = &vm.console else {

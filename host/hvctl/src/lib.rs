@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 mod client;
+#[cfg(test)]
+mod client_tests;
 pub mod disk;
 pub mod event;
 pub mod exchange;

@@ -12,6 +12,8 @@ use hvctl::{
     Burst, Client, Command, Error, Fault, RingField, RingSide, SampleKind, ShutdownKind, Until,
 };
 
+#[cfg(test)]
+mod cli_tests;
 mod disk_cmd;
 mod exchange_cmd;
 mod net_cmd;

@@ -256,15 +256,24 @@ pub struct Totals {
 
 impl Totals {
     /// Adds the totals of an earlier part of the same run, kept in `file` unless this is the first part, and keeps the
-    /// sum there.
+    /// sum there. An earlier part that has left none, since it did not come to its end, counts as one failure: the set-up
+    /// removes those of an earlier run.
     ///
     /// # Errors
     /// When the file cannot be read or written.
     pub fn carry(&mut self, file: &Path, first: bool) -> Result<()> {
         let context = || file.display().to_string();
         if !first {
-            let text = std::fs::read(file).with_context(context)?;
-            let mut earlier: Self = serde_json::from_slice(&text).with_context(context)?;
+            let mut earlier: Self = match std::fs::read(file) {
+                Err(err) if err.kind() == std::io::ErrorKind::NotFound => Self {
+                    failed: 1,
+                    failures: vec!["the first part of this run: it did not come to its end".into()],
+                    ..Self::default()
+                },
+                text => {
+                    serde_json::from_slice(&text.with_context(context)?).with_context(context)?
+                }
+            };
             earlier.passed += self.passed;
             earlier.failed += self.failed;
             earlier.skipped += self.skipped;
@@ -587,9 +596,14 @@ mod tests {
         first.carry(&file, true).unwrap();
         let mut second = run(&env(), &[suite()], &options(&["self::bad"]));
         second.carry(&file, false).unwrap();
-        std::fs::remove_file(file).unwrap();
+        std::fs::remove_file(&file).unwrap();
         assert_eq!(second.to_string(), "11 passed, 5 failed, 3 skipped");
         assert_eq!(second.failures.len(), 5);
+        // The first part was ended before its end.
+        let mut alone = run(&env(), &[suite()], &options(&["self::good"]));
+        alone.carry(&file, false).unwrap();
+        std::fs::remove_file(file).unwrap();
+        assert_eq!(alone.to_string(), "1 passed, 1 failed, 0 skipped");
     }
 
     #[test]

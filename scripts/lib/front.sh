@@ -238,6 +238,8 @@ run_program() {
 	enter_namespace "$@"
 	open_cache
 	checkout_dirs
+	# The first of two parts: what an earlier run has left is not added to the second.
+	[[ " ${ARGS[*]-} " != *" --part 1 "* ]] || rm -f "$HV_LOGS/totals.json"
 	ticker_start
 	setup --build || { ticker_stop; exit 1; }
 	ticker_stop

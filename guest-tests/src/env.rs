@@ -38,6 +38,9 @@ pub struct Env {
     pub debian: Option<PathBuf>,
     /// `HV_POSTGRES`: a database server to lay over that; there when what was started asked for it.
     pub postgres: Option<PathBuf>,
+    /// `HV_INSTALLED`: a directory with Debian on a disk image in which our packages are installed, and GRUB to boot it;
+    /// there when what was started asked for it.
+    pub installed: Option<PathBuf>,
     /// `HV_SOURCE`: the checkout (suite `unit`).
     pub source: PathBuf,
     /// `HV_CHECKED_KERNEL`: the kernel has the kernel's own checkers. They need memory.
@@ -66,6 +69,7 @@ impl Env {
             state: path("HV_STATE")?,
             debian: existing("HV_DEBIAN").ok(),
             postgres: existing("HV_POSTGRES").ok(),
+            installed: existing("HV_INSTALLED").ok(),
             source: existing("HV_SOURCE")?,
             checked_kernel,
         })

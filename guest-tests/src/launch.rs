@@ -224,9 +224,29 @@ pub fn qemu_args(env: &Env, config: &VmConfig, dir: &Path, logs: &Path) -> Resul
         "-m",
         &memory.to_string(),
     ]);
-    add(&["-kernel", &kernel.display().to_string()]);
-    add(&["-initrd", &dir.join("initrd").display().to_string()]);
-    add(&["-append", &cmdline.join(" ")]);
+    if let Some(loader) = &config.loader {
+        add(&["-device", "lsi53c895a,id=firmware"]);
+        let root = match config.disks.first().map(|disk| &disk.source) {
+            Some(disks::Source::File(path)) => path,
+            _ => bail!("GRUB needs an image file as the first disk"),
+        };
+        // QEMU and the emulated host have the same image open; its locks are QEMU's own.
+        for (number, image) in [loader, root].into_iter().enumerate() {
+            let file = option(image);
+            add(&[
+                "-drive",
+                &format!("file={file},if=none,id=firmware{number},format=raw,file.locking=off"),
+            ]);
+            add(&[
+                "-device",
+                &format!("scsi-hd,drive=firmware{number},bus=firmware.0,scsi-id={number},bootindex={number}"),
+            ]);
+        }
+    } else {
+        add(&["-kernel", &kernel.display().to_string()]);
+        add(&["-initrd", &dir.join("initrd").display().to_string()]);
+        add(&["-append", &cmdline.join(" ")]);
+    }
     if config.interactive {
         // Ctrl-C belongs to the guest.
         let log = option(&logs.join("console.log"));

@@ -521,6 +521,7 @@ mod tests {
             state: none(),
             debian: None,
             postgres: None,
+            installed: None,
             source: none(),
             checked_kernel: false,
         }

@@ -122,6 +122,9 @@ pub struct VmConfig {
     /// Boot the system on this disk of the guest (`/dev/sda`, or `UUID=` and that of its ext4 file system): the
     /// initramfs loads the drivers and hands over.
     pub root: Option<String>,
+    /// Boot as a real machine does: the firmware starts GRUB from this image, and GRUB the system on the first of the
+    /// `disks`, which the firmware sees through a controller that Debian's cloud kernels have no driver for.
+    pub loader: Option<PathBuf>,
     /// Attach the Debian image read-only as a virtio disk: [`Vm::tools`] makes its programs usable.
     pub tools: bool,
     /// Puts the daemons into the guest's initramfs, below `/hv`.
@@ -165,6 +168,7 @@ impl VmConfig {
             nics: Vec::new(),
             network_parameters: String::new(),
             root: None,
+            loader: None,
             tools: false,
             daemons: false,
             network: false,
@@ -316,7 +320,9 @@ impl Vm {
             TempDir::new()?
         };
         let initrd = dir.path().join("initrd");
-        write_initrd(env, &config, &initrd)?;
+        if config.loader.is_none() {
+            write_initrd(env, &config, &initrd)?;
+        }
 
         let listen = |name: &str| Listener::new(&dir.path().join(name));
         let agent = listen("agent.sock")?;

@@ -35,9 +35,11 @@ export_environment() {
 	# Debug kernels of one release differ in their configuration, which objects do not tell.
 	[[ -z ${DEBUG_KERNEL-} ]] || export HV_MODULES=$HV_STATE/modules-$KERNEL_KEY
 	[[ -z ${DEBUG_KERNEL-} ]] || export HV_KCC=clang-$HV_LLVM HV_KMAKE="LLVM=-$HV_LLVM LOCALVERSION=" HV_CHECKED_KERNEL=1
+	export HV_INSTALLED=$HV_IN_INSTALLED
 	export HV_DEBIAN=$HV_IN_DEBIAN/root.img HV_POSTGRES=$HV_IN_POSTGRES/postgres.img
 }
 HV_IN_DEBIAN=/hv/debian
+HV_IN_INSTALLED=/hv/installed
 HV_IN_POSTGRES=/hv/postgres
 HV_IN_IMAGE=/hv/image
 HV_TARGET=x86_64-unknown-linux-gnu
@@ -58,6 +60,7 @@ in_tree() {
 	[[ ! -d $IMAGE ]] || args+=(--bind "$IMAGE:$HV_IN_IMAGE")
 	[[ ! -d $DEBIAN ]] || args+=(--bind "$DEBIAN:$HV_IN_DEBIAN")
 	[[ ! -d $POSTGRES ]] || args+=(--bind "$POSTGRES:$HV_IN_POSTGRES")
+	[[ -z ${INSTALLED-} || ! -d $INSTALLED ]] || args+=(--bind "$INSTALLED:$HV_IN_INSTALLED")
 	[[ ! -d $KERNEL ]] || args+=(--bind "$KERNEL:$HV_IN_KERNEL")
 	[[ -z ${DEBUG_KERNEL-} || ! -d $KERNEL ]] || args+=(--bind "$STOCK_KERNEL/source:$HV_IN_KERNEL/source")
 	inside "$TREE" ${args[@]+"${args[@]}"} --bind "$HV_CACHE" --bind "$HV_ROOT" --cd "$dir" "$@"
@@ -82,4 +85,17 @@ build_modules() {
 	# shellcheck disable=SC2086 # a list
 	run_logged modules "building the kernel modules for $KREL" "$HV_LOGS/modules.log" in_tree \
 		make -j"$(nproc)" KDIR="$HV_KDIR" MO="$HV_MODULES" $HV_KMAKE modules
+}
+
+# build_packages PREBUILT: the packages and the source tarball in $HV_STATE/package, with daemons that are built already.
+build_packages() {
+	export HV_PACKAGE_WORK=$HV_STATE/package
+	HV_PACKAGE_VERSION=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' "$HV_ROOT/Cargo.toml")
+	export HV_PACKAGE_VERSION
+	rm -rf "$HV_PACKAGE_WORK"
+	mkdir -p "$HV_PACKAGE_WORK"
+	run_logged source "sources of hyperv-rs $HV_PACKAGE_VERSION, with the daemons' crates" "$HV_LOGS/package-source.log" \
+		in_tree bash scripts/lib/package-source || return
+	run_logged packages "hyperv-rs $HV_PACKAGE_VERSION" "$HV_LOGS/package.log" inside "$PACKAGER" --bind "$HV_CACHE" \
+		--bind "$HV_ROOT" --bind "$1:/mnt" --cd "$HV_PACKAGE_WORK" env HV_DAEMONS=/mnt bash "$HV_ROOT/scripts/lib/package-debian"
 }

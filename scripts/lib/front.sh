@@ -106,12 +106,12 @@ lock_checkout() {
 prune() {
 	local dir stage family
 	discard "$HV_CACHE"/*/.tmp.*
-	for stage in base tree kernel artifacts debug image debian postgres; do
+	for stage in base tree kernel artifacts debug image debian postgres packager machine installed; do
 		declare -A seen=()
 		while IFS= read -r dir; do
 			family=${dir##*/}
 			family=${family%-*}
-			[[ $stage != base && $stage != tree && $stage != postgres ]] || family=$stage
+			[[ ! $stage =~ ^(base|tree|postgres|packager|machine|installed)$ ]] || family=$stage
 			seen[$family]=$((${seen[$family]-0} + 1))
 			if ((seen[$family] > 2)) || [[ -n $(find "$dir" -maxdepth 0 -mtime +30) ]]; then
 				discard "$dir"
@@ -131,7 +131,7 @@ prune() {
 status() {
 	local stage dir
 	printf 'cache: %s\n' "$HV_CACHE"
-	for stage in base kernel tree artifacts debug image debian postgres checkouts; do
+	for stage in base kernel tree artifacts debug image debian postgres packager machine installed checkouts; do
 		for dir in "$HV_CACHE/$stage"/*/; do
 			[[ -d $dir ]] || continue
 			printf '%-10s %-45s %8s  used %s\n' "$stage" "$(basename "$dir")" \
@@ -224,6 +224,18 @@ wants_postgres() {
 	((full && (exchange || !suites)))
 }
 
+# wants_installed PROGRAM: whether tests will be run that want a machine with our packages: those of --full, of the suite package.
+wants_installed() {
+	local arg full=0 suites=0 package=0
+	[[ $1 == hv-test && ${HYPERV_RS_KERNEL-} != debug* ]] || return 1
+	for arg in ${ARGS[@]+"${ARGS[@]}"}; do
+		[[ $arg != --full ]] || full=1
+		[[ $arg != package ]] || package=1
+		! grep -q "^$arg " "$HV_SCRIPTS/suites" || suites=1
+	done
+	((full && (package || !suites)))
+}
+
 # run_program PROGRAM ARG…: sets up, builds, and runs one of the programs of guest-tests in the tree.
 run_program() {
 	local program=$1 rc=0
@@ -234,6 +246,9 @@ run_program() {
 	fi
 	if wants_postgres "$program"; then
 		export HV_WANT_POSTGRES=1
+	fi
+	if wants_installed "$program"; then
+		export HV_WANT_INSTALLED=1
 	fi
 	enter_namespace "$@"
 	open_cache

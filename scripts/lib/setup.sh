@@ -39,6 +39,17 @@ HV_DEBIAN_SIZE=3G
 # What a test of backup lays over it.
 HV_POSTGRES_PACKAGES=postgresql
 
+# What makes packages and judges them; in a tree of its own, as nothing else needs it.
+HV_PACKAGER_PACKAGES="debhelper lintian mandoc rpm makepkg pacman-package-manager fakeroot"
+
+# The machine that packages are installed in: a small Debian with GRUB, and what hyperv-rs-dkms depends on. Versions of the
+# compilers are the kernel's.
+HV_MACHINE_PACKAGES="systemd systemd-sysv udev kmod e2fsprogs util-linux iproute2 ethtool iputils-ping
+	initramfs-tools zstd busybox-static grub-pc-bin grub2-common linux-base/$HV_SUITE-backports dkms make gcc
+	flex bison bc cpio xz-utils libelf-dev/$HV_SUITE libdw-dev/$HV_SUITE libssl-dev openssl bindgen pahole/$HV_SUITE python3"
+# The series that is upgraded from.
+HV_MACHINE_OLD=7.2
+
 # mirror_of GLOB DEFAULT: where the machine's own apt gets a suite that matches GLOB.
 mirror_of() {
 	local uri release component
@@ -240,6 +251,8 @@ name_stages() {
 	DEBIAN=$HV_CACHE/debian/$KREL-$key
 	key=$({ script_text "$HV_SCRIPTS/stages/postgres" "$HV_SCRIPTS/stages/base"; echo "$HV_POSTGRES_PACKAGES"; } | short_hash)
 	POSTGRES=$HV_CACHE/postgres/$key
+	key=$({ script_text "$HV_SCRIPTS/stages/packager" "$HV_SCRIPTS/stages/base"; echo "$HV_PACKAGER_PACKAGES"; } | short_hash)
+	PACKAGER=$HV_CACHE/packager/$key
 	! is_debug || name_debug_kernel
 	key=$({ script_text "$HV_SCRIPTS/stages/artifacts"; echo "$KERNEL_KEY $TREE_KEY"; } | short_hash)
 	KDIR=${DEBUG_KERNEL:+$DEBUG_KERNEL/build}
@@ -301,6 +314,10 @@ setup() {
 		{ lock_checkout && build_programs; } &
 		{ setup_artifacts && setup_image && setup_debian && setup_postgres && unlock_cache && lock_checkout && build_modules; } &
 		all_of 2 || return
+		if [[ -n ${HV_WANT_INSTALLED-} ]]; then
+			# Other suites do without.
+			setup_installed || say "no machine with our packages: the tests that want it fail"
+		fi
 		flock -u "$HV_BUILD_LOCK"
 	else
 		setup_artifacts && setup_image && setup_debian && setup_postgres && unlock_cache
@@ -329,6 +346,40 @@ setup_debian() {
 	setup_base || return
 	stage debian "${DEBIAN##*/}" "Debian $HV_SUITE on a disk image" root.img "$HV_SCRIPTS/stages/debian" \
 		BASE="$BASE" TREE="$TREE" KERNEL="$STOCK_KERNEL" KREL="$STOCK_KREL" PACKAGES="$HV_DEBIAN_PACKAGES" SIZE="$HV_DEBIAN_SIZE"
+}
+
+setup_packager() {
+	[[ ! -e $PACKAGER/usr/bin/lintian ]] || { touch -c "$PACKAGER"; return 0; }
+	setup_base || return
+	stage packager "${PACKAGER##*/}" "tools that make packages" usr/bin/lintian "$HV_SCRIPTS/stages/packager" \
+		BASE="$BASE" PACKAGES="$HV_PACKAGER_PACKAGES"
+}
+
+# Only for the full run of the suite package (HV_WANT_INSTALLED): this checkout's packages, installed on a machine with the chosen
+# kernel and an older one.
+setup_installed() {
+	local key kernels packages name old=() seed machine agent
+	setup_packager || return
+	build_packages "$CARGO_TARGET_DIR/release" || return
+	agent=$CARGO_TARGET_DIR/$HV_TARGET/release/guest-agent
+	# The older kernel's metadata: what `--kernel 7.2` builds against.
+	mapfile -t old < <(HYPERV_RS_KERNEL=$HV_MACHINE_OLD bash -c '
+		. "$HV_SCRIPTS/lib/common.sh"; . "$HV_SCRIPTS/lib/setup.sh"; . "$HV_SCRIPTS/lib/build.sh"
+		choose_kernel && name_stages && setup_base && setup_kernel && setup_artifacts && printf "%s\n" "$KREL" "$KDEB" "$KDIR" "$KERNEL"')
+	((${#old[@]} == 4)) || { say "installed: no kernel $HV_MACHINE_OLD to upgrade from"; return 1; }
+	kernels="${old[0]}=${old[1]} $KREL=$KDEB"
+	packages=$HV_MACHINE_PACKAGES" gcc-$KGCC gcc-$KGCC-for-host"
+	for name in rustc rust-src libstd-rust-dev; do packages+=" $name=$KRUSTC"; done
+	setup_base || return
+	key=$({ script_text "$HV_SCRIPTS/stages/machine" "$HV_SCRIPTS/stages/base"; echo "$packages $kernels"; } | short_hash)
+	stage machine "$key" "Debian with compilers, GRUB and the packages of two kernels" root/usr/sbin/dkms "$HV_SCRIPTS/stages/machine" \
+		BASE="$BASE" PACKAGES="$packages" RELEASES="$kernels" || return
+	machine=$STAGE_DIR
+	seed="${old[0]}=${old[2]}=${old[3]} $KREL=$KDIR=$STOCK_KERNEL"
+	key=$({ cat "$HV_PACKAGE_WORK"/*.deb "$agent"; script_text "$HV_SCRIPTS/stages/installed" "$HV_SCRIPTS/lib/machine-install"; echo "$machine $seed"; } | short_hash)
+	stage installed "$key" "our packages installed on it, and a newer kernel" root.img "$HV_SCRIPTS/stages/installed" \
+		MACHINE="$machine" PACKAGES="$HV_PACKAGE_WORK" AGENT="$agent" SEED="$seed" || return
+	INSTALLED=$STAGE_DIR
 }
 
 # Only for the full run of the suite exchange (HV_WANT_POSTGRES).

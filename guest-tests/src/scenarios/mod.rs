@@ -13,6 +13,7 @@ mod kunit;
 pub(crate) mod lifecycle;
 mod mutants;
 pub(crate) mod network;
+mod package;
 mod power;
 pub(crate) mod programs;
 mod refusal;
@@ -63,6 +64,12 @@ pub fn suites() -> Vec<Suite> {
             about: "key-value pairs, backup and file copy, with both stacks and both daemons",
             drivers: Drivers::Rust,
             scenarios: exchange::scenarios(),
+        },
+        Suite {
+            name: "package",
+            about: "the packages: what they build from, what boots, and what boots when they fail",
+            drivers: Drivers::Rust,
+            scenarios: package::scenarios(),
         },
     ];
     suites.push(Suite {

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use hv_vmbus::{
     buffer::{Buffer, BufferSlice},
     channel::{
-        load_word, Endpoint, InRing, PacketFlags, PacketType, PacketView, SendError, Taken,
+        load_word, Endpoint, InRing, PacketFlags, PacketType, PacketView, SendError, Shown, Step,
         WriteError,
     },
     log::Show,
@@ -35,6 +35,7 @@ use crate::{
         Poll, Poller, RxInfo,
     },
     queue::Queue,
+    sections::Sections,
     tx::Note,
 };
 
@@ -153,15 +154,26 @@ impl Poller for Queue {
             if state.completions.len() == COMPLETIONS && !self.send_completions(state, endpoint) {
                 break;
             }
-            left = left.wrapping_sub(1);
-            let room = budget.wrapping_sub(done);
-            match rx.take(|packet| self.on_packet(packet, room, state, napi)) {
-                Taken::Yes(packets) => done = packets.saturating_add(done),
-                Taken::Empty => {
+            let shown = rx.take_while(|packet| {
+                left = left.wrapping_sub(1);
+                let room = budget.wrapping_sub(done);
+                let Some(packets) = self.on_packet(packet, room, state, napi) else {
+                    return Step::Leave;
+                };
+                done = packets.saturating_add(done);
+                if done < budget && left != 0 && state.completions.len() < COMPLETIONS {
+                    Step::Next
+                } else {
+                    Step::Stop
+                }
+            });
+            match shown {
+                Shown::Enough => {}
+                Shown::All => {
                     drained = true;
                     break;
                 }
-                Taken::Left => {
+                Shown::Left => {
                     if let Some(packets) = state.left_in_ring.take() {
                         // The next poll goes on with it.
                         done = packets.saturating_add(done);
@@ -354,8 +366,10 @@ impl Queue {
             return false;
         };
         let note = Note::from_u64(done.note);
-        if let Some(sections) = self.link.sections.get() {
-            sections.free(note.section);
+        if note.section != Sections::NONE {
+            if let Some(sections) = self.link.sections.get() {
+                sections.free(note.section);
+            }
         }
         let tally = &mut state.tally;
         tally.messages = tally.messages.wrapping_add(1);

@@ -31,6 +31,7 @@ use crate::{
     sections::Sections,
 };
 
+mod large;
 mod short;
 
 /// Room before packets that the headers of a large one take.
@@ -204,6 +205,19 @@ impl Queue {
         held: &mut TxHeld<'_>,
     ) -> Result<(), TxPacket<'p>> {
         match self.transmit_short(packet, held) {
+            Ok(()) => Ok(()),
+            Err(packet) => self.transmit_long(packet, held),
+        }
+    }
+
+    /// Sends what has no short way.
+    #[inline(never)]
+    fn transmit_long<'p>(
+        &self,
+        packet: TxPacket<'p>,
+        held: &mut TxHeld<'_>,
+    ) -> Result<(), TxPacket<'p>> {
+        match self.transmit_large(packet, held) {
             Ok(()) => Ok(()),
             Err(packet) => self.transmit_any(packet, held),
         }

@@ -30,7 +30,10 @@ pub use send::{RingProducer, Sender};
 pub use vmbus_proto::{
     packet::{PacketDescriptor, PacketFlags, PacketKind, PacketType},
     range::{GpaRangeHeader, GpaRun},
-    ring::{load_word, Filled, GpaDirectRoom, PacketView, PacketWriter, Taken, WriteError},
+    ring::{
+        load_word, Filled, GpaDirectRoom, PacketView, PacketWriter, PutRanges, Shown, Step,
+        WriteError,
+    },
 };
 
 /// Why a packet was not sent.

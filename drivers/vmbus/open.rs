@@ -10,7 +10,9 @@ use core::{
 use kernel::{prelude::*, sync::Arc};
 use vmbus_proto::{
     msg::{Relid, MAX_CHANNELS},
-    ring::{Consumer, ControlWord, PacketView, Producer, ReadError, RingMemory, Taken, WriteError},
+    ring::{
+        Consumer, ControlWord, PacketView, Producer, ReadError, RingMemory, Shown, Step, WriteError,
+    },
     tlfs::{
         hypercall::{ConnectionId, HvStatus},
         monitor::MonitorPosition,
@@ -292,7 +294,11 @@ impl OpenCore {
     #[inline(always)]
     pub(crate) fn begin_send(&self) -> Option<Sending<'_>> {
         let tx = self.tx.lock();
-        tx.open.then_some(Sending { core: self, tx })
+        // Written so that it costs the least.
+        if !tx.open {
+            return None;
+        }
+        Some(Sending { core: self, tx })
     }
 
     /// Signals the host if that is due for packets that were written with [`Signal::Later`], and it has not read them by itself.
@@ -491,18 +497,18 @@ impl OpenCore {
         Some(taken)
     }
 
-    /// See [`Consumer::take`]. The space is given back by who ends reading.
+    /// See [`Consumer::take_while`]. The space is given back by who ends reading.
     ///
     /// # Safety
     /// The caller holds the receiving side.
     #[inline(always)]
-    pub(crate) unsafe fn recv_take<R>(
+    pub(crate) unsafe fn recv_take_while(
         &self,
-        take: impl FnOnce(&PacketView<'_>) -> Option<R>,
-    ) -> Taken<R> {
+        take: impl FnMut(&PacketView<'_>) -> Step,
+    ) -> Shown {
         // SAFETY: By the requirement, nobody else uses `rx`.
         let rx = unsafe { &mut *self.rx.get() };
-        rx.ring.take(take)
+        rx.ring.take_while(take)
     }
 
     /// See [`Consumer::is_drained`].

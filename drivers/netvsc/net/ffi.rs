@@ -70,6 +70,18 @@ const _: () = {
     assert!(offset_of!(RawTx, head) == 56);
 };
 
+/// `struct hv_rs_put`.
+#[repr(C)]
+pub(super) struct RawPut {
+    pub(super) ranges: u32,
+    pub(super) words: u32,
+}
+
+const _: () = {
+    assert!(size_of::<RawPut>() == 8);
+    assert!(offset_of!(RawPut, words) == 4);
+};
+
 /// `struct hv_rs_rx`.
 #[repr(C)]
 pub(super) struct RawRx {
@@ -236,6 +248,12 @@ unsafe extern "C" {
         len: u32,
     ) -> c_int;
     pub(super) fn hv_rs_tx_prepare(tx: *mut RawTx, room: u32) -> c_int;
+    pub(super) fn hv_rs_tx_put_ranges(
+        tx: *const RawTx,
+        header: u32,
+        to: *mut u64,
+        max: u32,
+    ) -> RawPut;
     pub(super) fn hv_rs_range_of(at: *const c_void, len: u32, range: *mut GpaRun);
     pub(super) fn hv_rs_skb_ranges(
         skb: *const SkBuff,

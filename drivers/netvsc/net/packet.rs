@@ -8,8 +8,12 @@ use core::{
     ptr,
     ptr::NonNull,
     slice,
+    sync::atomic::AtomicU64,
 };
-use hv_vmbus::{buffer::BufferSlice, channel::GpaRun};
+use hv_vmbus::{
+    buffer::BufferSlice,
+    channel::{GpaRun, PutRanges},
+};
 use kernel::{bindings, ffi::c_int, prelude::*};
 
 use super::ffi;
@@ -311,6 +315,35 @@ impl<'a> TxPacket<'a> {
         true
     }
 
+    /// As [`prepare_headers`](Self::prepare_headers), for who sends many; returns the room. `None`: there is no memory.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) fn make_room<const ROOM: usize>(&mut self) -> Option<&mut [u8; ROOM]> {
+        // SAFETY: By the type's invariant, which this keeps.
+        if unsafe { ffi::hv_rs_tx_prepare(self.tx, ROOM as u32) } != 0 {
+            return None;
+        }
+        // SAFETY: `ROOM` bytes from `head` on may be written, as was just asked for, and nobody else knows of them. It is not null.
+        Some(unsafe { &mut *self.tx.head.cast() })
+    }
+
+    /// Writes ranges, as a GPA-direct packet has them, into `to`: the first `header` bytes of the room before the frame, which there
+    /// is, and the frame. `None`: there are too few words. After [`make_room`](Self::make_room).
+    #[inline(always)]
+    #[must_use]
+    pub(crate) fn put_ranges(&self, header: u32, to: &[AtomicU64]) -> Option<PutRanges> {
+        // SAFETY: By the type's invariant; so many words are there, which may be written through shared references, and which
+        // nobody reads or writes who does not expect that.
+        let put = unsafe {
+            let words = to.as_ptr().cast_mut().cast();
+            ffi::hv_rs_tx_put_ranges(self.tx, header, words, to.len() as u32)
+        };
+        (put.ranges != 0).then_some(PutRanges {
+            ranges: put.ranges,
+            words: put.words,
+        })
+    }
+
     /// Finds out where the frame is, unless it takes more than `max_pages` pages, or more pieces than there may be: false.
     #[must_use]
     pub(crate) fn find_memory(&self, runs: &mut Runs, max_pages: u32) -> bool {
@@ -429,7 +462,7 @@ impl RxPacket {
     }
 
     /// Copies `from` behind what was copied before; false, with nothing copied, when there is no room.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub(crate) fn append(&mut self, from: BufferSlice<'_>) -> bool {
         let left = (self.len - self.written) as usize;

@@ -13,12 +13,9 @@
 #include <linux/rtnetlink.h>
 #include <linux/skbuff.h>
 #include <linux/slab.h>
-#include <linux/tcp.h>
 #include <net/flow_dissector.h>
-#include <net/ip6_checksum.h>
 #include <net/netdev_lock.h>
 #include <net/sock.h>
-#include <net/tcp.h>
 
 #include "shim.h"
 
@@ -495,122 +492,6 @@ void hv_rs_txq_lock_bh(struct netdev_queue *q)
 void hv_rs_txq_unlock_bh(struct netdev_queue *q)
 {
 	__netif_tx_unlock_bh(q);
-}
-
-/* Packets to send */
-
-int hv_rs_skb_copy_bits(const struct sk_buff *skb, u32 offset, u8 *to, u32 len)
-{
-	return skb_copy_bits(skb, offset, to, len);
-}
-
-/* The memory that holds @len bytes from @at on, which is mapped linearly. */
-void hv_rs_range_of(const void *at, u32 len, struct hv_rs_range *range)
-{
-	range->pfn = virt_to_phys((void *)at) >> PAGE_SHIFT;
-	range->offset = offset_in_page(at);
-	range->len = len;
-}
-
-static u32 hv_rs_range_pages(const struct hv_rs_range *range)
-{
-	return DIV_ROUND_UP(range->offset + range->len, PAGE_SIZE);
-}
-
-/*
- * The memory of a packet, in at most @max ranges and @max_pages pages; returns how many ranges. 0: it takes more.
- */
-u32 hv_rs_skb_ranges(const struct sk_buff *skb, struct hv_rs_range *ranges, u32 max, u32 max_pages)
-{
-	const struct skb_shared_info *shared = skb_shinfo(skb);
-	u32 count = 0, pages = 0, i;
-
-	if (skb_headlen(skb)) {
-		if (!max)
-			return 0;
-		hv_rs_range_of(skb->data, skb_headlen(skb), &ranges[0]);
-		pages = hv_rs_range_pages(&ranges[0]);
-		count = 1;
-	}
-	for (i = 0; i < shared->nr_frags; i++) {
-		const skb_frag_t *frag = &shared->frags[i];
-		u32 offset = skb_frag_off(frag);
-
-		if (count == max)
-			return 0;
-		ranges[count].pfn = page_to_pfn(skb_frag_page(frag)) + (offset >> PAGE_SHIFT);
-		ranges[count].offset = offset & (PAGE_SIZE - 1);
-		ranges[count].len = skb_frag_size(frag);
-		pages += hv_rs_range_pages(&ranges[count]);
-		count++;
-	}
-	return pages <= max_pages ? count : 0;
-}
-
-int hv_rs_skb_linearize(struct sk_buff *skb)
-{
-	return skb_linearize(skb);
-}
-
-int hv_rs_skb_checksum_help(struct sk_buff *skb)
-{
-	return skb_checksum_help(skb);
-}
-
-/* Moves the VLAN header that a packet begins with into the packet's metadata. */
-int hv_rs_skb_take_vlan(struct sk_buff *skb)
-{
-	u16 tci;
-	int ret;
-
-	skb_reset_mac_header(skb);
-	if (!eth_type_vlan(eth_hdr(skb)->h_proto))
-		return 0;
-	ret = __skb_vlan_pop(skb, &tci);
-	if (!ret)
-		__vlan_hwaccel_put_tag(skb, htons(ETH_P_8021Q), tci);
-	return ret;
-}
-
-/*
- * Readies the headers of a packet that the device is to cut into segments: lengths that depend on the segment are 0, and the checksum
- * covers the pseudo header without its length. The headers may be written.
- */
-static void hv_rs_skb_prepare_lso(struct sk_buff *skb)
-{
-	if (skb->protocol == htons(ETH_P_IP)) {
-		struct iphdr *ip = ip_hdr(skb);
-
-		ip->tot_len = 0;
-		ip->check = 0;
-		tcp_hdr(skb)->check = ~csum_tcpudp_magic(ip->saddr, ip->daddr, 0, IPPROTO_TCP, 0);
-	} else {
-		tcp_v6_gso_csum_prep(skb);
-	}
-}
-
-/*
- * Gives the packet @room bytes of headroom that may be written, from tx->head on, and headers of its own, which are readied if it is
- * to be cut into segments.
- */
-int hv_rs_tx_prepare(struct hv_rs_tx *tx, u32 room)
-{
-	struct sk_buff *skb = tx->skb;
-	int ret = skb_cow_head(skb, room);
-
-	if (ret)
-		return ret;
-	tx->data = skb->data;
-	tx->head = skb->head;
-	tx->room = room;
-	if (tx->flags & HV_RS_TX_GSO)
-		hv_rs_skb_prepare_lso(skb);
-	return 0;
-}
-
-void hv_rs_skb_drop(struct sk_buff *skb)
-{
-	dev_kfree_skb_any(skb);
 }
 
 /* Packets received */

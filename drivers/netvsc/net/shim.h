@@ -69,6 +69,15 @@ SIZE(struct hv_rs_range, 16);
 AT(struct hv_rs_range, offset, 4);
 AT(struct hv_rs_range, pfn, 8);
 
+/* What hv_rs_tx_put_ranges() has written. */
+struct hv_rs_put {
+	u32 ranges;
+	u32 words;
+};
+
+SIZE(struct hv_rs_put, 8);
+AT(struct hv_rs_put, words, 4);
+
 /* What a driver knows of a packet received. */
 struct hv_rs_rx {
 	u32 hash;

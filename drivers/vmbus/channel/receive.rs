@@ -2,7 +2,7 @@
 
 //! The incoming side of a channel.
 
-use super::{PacketDescriptor, PacketView, RecvError, Sender, Taken};
+use super::{PacketDescriptor, PacketView, RecvError, Sender, Shown, Step};
 use crate::{open::OpenCore, ring::RingView};
 use vmbus_proto::ring::{Consumer, Incoming};
 
@@ -107,12 +107,12 @@ impl<'a> Receiver<'a> {
         unsafe { self.core.recv_completion(payload, take) }
     }
 
-    /// See [`Consumer::take`]; what goes wrong is left to [`next_with`](Self::next_with). The room that the packets took is given back
+    /// See [`Consumer::take_while`]; what goes wrong is left to [`next_with`](Self::next_with). The room that the packets took is given back
     /// with [`commit`](Self::commit) or [`finish`](Self::finish) alone: for who reads a limited number of packets at a time.
     #[inline(always)]
-    pub fn take<R>(&mut self, take: impl FnOnce(&PacketView<'_>) -> Option<R>) -> Taken<R> {
+    pub fn take_while(&mut self, take: impl FnMut(&PacketView<'_>) -> Step) -> Shown {
         // SAFETY: This is the only receiver by the type's invariant.
-        unsafe { self.core.recv_take(take) }
+        unsafe { self.core.recv_take_while(take) }
     }
 
     /// See [`Consumer::is_drained`].

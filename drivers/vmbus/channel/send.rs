@@ -4,9 +4,10 @@
 
 use super::{
     Filled, GpaDirectRoom, GpaRangeHeader, GpaRun, PacketFlags, PacketType, PacketWriter,
-    SendError, Sending, Signal, WriteError,
+    PutRanges, SendError, Sending, Signal, WriteError,
 };
 use crate::{open::OpenCore, ring::RingView};
+use core::sync::atomic::AtomicU64;
 use vmbus_proto::ring::{Producer, RingMemory};
 
 /// The outgoing ring's producer, for packets that [`Sender`] has no method for. See [`Sender::send_with`].
@@ -113,6 +114,19 @@ impl<'a> RingProducer<'a> {
     ) -> Result<(), WriteError> {
         self.0
             .send_gpa_ranges(keep, ranges, transaction_id, payload)
+    }
+
+    /// See [`Producer::put_gpa_ranges`].
+    #[inline(always)]
+    #[must_use]
+    pub fn put_gpa_ranges<const ROOM: usize, const N: usize>(
+        &mut self,
+        keep: u32,
+        transaction_id: u64,
+        payload: [u64; N],
+        write: impl FnOnce(&[AtomicU64; ROOM]) -> Option<PutRanges>,
+    ) -> bool {
+        self.0.put_gpa_ranges(keep, transaction_id, payload, write)
     }
 
     /// See [`Producer::begin_gpa_direct`].

@@ -399,7 +399,7 @@ impl ReceivedPacket {
     ///
     /// # Errors
     /// [`BadPacket`].
-    #[inline]
+    #[inline(always)] // Read for each packet.
     pub fn read<M: MessageMemory + ?Sized>(
         memory: &M,
         available: u32,

@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::IntoBytes;
 
 mod view;
-pub use view::{load_word, PacketView, Taken};
+pub use view::{load_word, PacketView, Shown, Step};
 
 /// Reads packets from a ring.
 ///

@@ -42,8 +42,8 @@ mod producer;
 #[cfg(test)]
 mod tests;
 
-pub use consumer::{load_word, Consumer, Drained, Incoming, PacketView, Taken};
-pub use producer::{Filled, GpaDirectRoom, PacketWriter, Producer};
+pub use consumer::{load_word, Consumer, Drained, Incoming, PacketView, Shown, Step};
+pub use producer::{Filled, GpaDirectRoom, PacketWriter, Producer, PutRanges};
 
 /// Size in bytes of the page of control words that precedes a ring's data.
 pub const CONTROL_SIZE: usize = PAGE_SIZE;

@@ -14,7 +14,10 @@ use crate::range::GpaRangeHeader;
 use core::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::IntoBytes;
 
+mod ranges;
 mod words;
+
+pub use ranges::PutRanges;
 
 /// Writes packets into a ring.
 ///

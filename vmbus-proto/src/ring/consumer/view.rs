@@ -46,16 +46,27 @@ impl<'r> PacketView<'r> {
     }
 }
 
-/// What became of the next packet; see [`Consumer::take`].
+/// What is to become of a packet that [`Consumer::take_while`] shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken<R> {
-    /// It was taken.
-    Yes(R),
-    /// It was not wanted, or cannot be shown: it is malformed, the ring is broken, or the memory has no
+pub enum Step {
+    /// It was taken. Show the next.
+    Next,
+    /// It was taken. Show no more.
+    Stop,
+    /// It is not wanted: nothing has happened. Show no more.
+    Leave,
+}
+
+/// Why [`Consumer::take_while`] shows no more packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// There are none.
+    All,
+    /// [`Step::Stop`].
+    Enough,
+    /// The next one is not wanted, or cannot be shown: it is malformed, the ring is broken, or the memory has no
     /// [window](RingMemory::window). [`Consumer::peek`] tells what there is.
     Left,
-    /// There is none.
-    Empty,
 }
 
 /// Copies a word of a [`PacketView`], in the byte order of this machine.
@@ -66,46 +77,66 @@ pub fn load_word(word: &AtomicU64) -> u64 {
 }
 
 impl<M: RingMemory> Consumer<M> {
-    /// Shows `take` the next packet where it lies; moves on if that returns something. Else nothing has happened.
+    /// Shows `take` one packet after the other where it lies, and moves on behind those that it takes.
     #[inline(always)] // Its callers are few, and count instructions.
-    pub fn take<R>(&mut self, take: impl FnOnce(&PacketView<'_>) -> Option<R>) -> Taken<R> {
-        if self.next == self.cached_write {
-            if self.refresh().is_err() {
-                return Taken::Left;
-            }
+    pub fn take_while(&mut self, mut take: impl FnMut(&PacketView<'_>) -> Step) -> Shown {
+        loop {
             if self.next == self.cached_write {
-                return Taken::Empty;
+                if self.refresh().is_err() {
+                    return Shown::Left;
+                }
+                if self.next == self.cached_write {
+                    return Shown::All;
+                }
+            }
+            // All that is looked at lies in these words, and so within what the producer says it has written.
+            let available = distance(self.next, self.cached_write, self.size);
+            let Some(window) = self.memory.window(self.next, available) else {
+                return Shown::Left;
+            };
+            let mut rest = window;
+            let end = loop {
+                let Some((packet, behind)) = split_packet(rest) else {
+                    break Shown::Left;
+                };
+                match take(&packet) {
+                    Step::Next => rest = behind,
+                    Step::Stop => {
+                        rest = behind;
+                        break Shown::Enough;
+                    }
+                    Step::Leave => break Shown::Left,
+                }
+                if rest.is_empty() {
+                    break Shown::All;
+                }
+            };
+            // `rest` is the end of `window`, which has less than 2^29 words.
+            let taken = window.len().wrapping_sub(rest.len()) as u32;
+            self.next = advance(self.next, taken << 3, self.size);
+            if end != Shown::All {
+                return end;
             }
         }
-        match self.take_next(take) {
-            Some(taken) => Taken::Yes(taken),
-            None => Taken::Left,
-        }
     }
+}
 
-    #[inline(always)]
-    fn take_next<R>(&mut self, take: impl FnOnce(&PacketView<'_>) -> Option<R>) -> Option<R> {
-        // All that is looked at lies in these words, and so within what the producer says it has written.
-        let available = distance(self.next, self.cached_write, self.size);
-        let window = self.memory.window(self.next, available)?;
-        let ([first, id], rest) = window.split_first_chunk::<2>()?;
-        // The one look at the descriptor. Without the id, which needs no check.
-        let descriptor = PacketDescriptor::from_words(load_word(first), 0);
-        let extra = usize::from(descriptor.offset8).checked_sub(2)?;
-        let payload = usize::from(descriptor.len8).checked_sub(usize::from(descriptor.offset8))?;
-        let (extra, rest) = rest.split_at_checked(extra)?;
-        let (payload, rest) = rest.split_at_checked(payload)?;
-        // The trailer.
-        if rest.is_empty() {
-            return None;
-        }
-        let taken = take(&PacketView {
-            packet_type: descriptor.packet_type,
-            transaction_id: load_word(id),
-            extra,
-            payload,
-        })?;
-        self.next = advance(self.next, descriptor.ring_len(), self.size);
-        Some(taken)
-    }
+/// The packet at the start of `words`, and what follows it; `None` unless it lies in them with its trailer.
+#[inline(always)]
+fn split_packet(words: &[AtomicU64]) -> Option<(PacketView<'_>, &[AtomicU64])> {
+    let ([first, id], rest) = words.split_first_chunk::<2>()?;
+    // The one look at the descriptor. Without the id, which needs no check.
+    let descriptor = PacketDescriptor::from_words(load_word(first), 0);
+    let extra = usize::from(descriptor.offset8).checked_sub(2)?;
+    let payload = usize::from(descriptor.len8).checked_sub(usize::from(descriptor.offset8))?;
+    let (extra, rest) = rest.split_at_checked(extra)?;
+    let (payload, rest) = rest.split_at_checked(payload)?;
+    let (_trailer, behind) = rest.split_first()?;
+    let packet = PacketView {
+        packet_type: descriptor.packet_type,
+        transaction_id: load_word(id),
+        extra,
+        payload,
+    };
+    Some((packet, behind))
 }

@@ -4,8 +4,7 @@
 //! compiler knows.
 
 use super::{store, PacketDescriptor, PacketFlags, PacketType, Producer, RingMemory, WriteError};
-use crate::packet::{GpaDirectHeader, DESCRIPTOR_SIZE};
-use crate::range::GpaRun;
+use crate::packet::DESCRIPTOR_SIZE;
 use core::sync::atomic::AtomicU64;
 use zerocopy::IntoBytes;
 
@@ -74,7 +73,7 @@ impl<M: RingMemory> Producer<M> {
             return false;
         };
         let head = [descriptor.low_word(), transaction_id];
-        if fill(packet, head, &[], payload).is_none() {
+        if fill(packet, head, payload).is_none() {
             return false;
         }
         store(trailer, u64::from(self.next) << 32);
@@ -90,78 +89,8 @@ impl<M: RingMemory> Producer<M> {
         window.split_at_checked(usize::from(descriptor.len8))
     }
 
-    /// Writes a GPA-direct packet with `ranges`, if `keep` bytes are free after it. A completion is asked for.
-    ///
-    /// # Errors
-    /// See [`begin`](Self::begin); [`WriteError::Full`] also when fewer bytes would be left; [`WriteError::WrongLength`]
-    /// when there is no range, or one of no bytes.
-    #[inline(always)] // Its callers are few, and count instructions.
-    pub fn send_gpa_ranges<const N: usize>(
-        &mut self,
-        keep: u32,
-        ranges: &[GpaRun],
-        transaction_id: u64,
-        payload: [u64; N],
-    ) -> Result<(), WriteError> {
-        // In words. No sum of so many ranges of at most 2^21 pages as memory can hold is beyond 64 bits.
-        const HEAD_WORDS: u64 = 3;
-        let words = |run: &GpaRun| u64::from(run.range.page_count()).wrapping_add(1);
-        let offset8 = ranges
-            .iter()
-            .fold(HEAD_WORDS, |sum, run| sum.wrapping_add(words(run)));
-        let len8 = offset8.wrapping_add(N as u64);
-        if len8 > u16::MAX.into() {
-            return Err(WriteError::TooLarge);
-        }
-        if ranges.is_empty() {
-            return Err(WriteError::WrongLength);
-        }
-        let descriptor = PacketDescriptor {
-            packet_type: PacketType::DATA_USING_GPA_DIRECT,
-            offset8: offset8 as u16,
-            len8: len8 as u16,
-            flags: PacketFlags::COMPLETION_REQUESTED,
-            transaction_id,
-        };
-        self.reserve(descriptor.ring_len(), keep)?;
-        let start = self.next;
-        let counts = GpaDirectHeader {
-            reserved: 0,
-            // Fewer than there are words.
-            range_count: ranges.len() as u32,
-        };
-        let head: [u64; HEAD_WORDS as usize] =
-            [descriptor.low_word(), transaction_id, counts.to_u64()];
-        if let Some((packet, [trailer])) = self.split_words(&descriptor) {
-            if fill(packet, head, ranges, payload).is_some() {
-                store(trailer, u64::from(start) << 32);
-                self.move_on(descriptor.ring_len());
-                return Ok(());
-            }
-        }
-        // Nothing is wrapped at the end of the area: `write_far` takes that. Indexes and lengths are below 2^30.
-        self.memory.write_far(start, head.as_bytes());
-        let mut at = start.wrapping_add((HEAD_WORDS as u32) << 3);
-        for GpaRun { range, first } in ranges {
-            if range.page_count() == 0 {
-                return Err(WriteError::WrongLength);
-            }
-            self.memory
-                .write_far(at, [range.to_u64(), *first].as_bytes());
-            at = at.wrapping_add(16);
-            for page in 1..u64::from(range.page_count()) {
-                self.memory
-                    .write_far(at, &first.wrapping_add(page).to_le_bytes());
-                at = at.wrapping_add(8);
-            }
-        }
-        self.memory.write_far(at, payload.as_bytes());
-        self.end_words(start, &descriptor);
-        Ok(())
-    }
-
     #[inline]
-    fn end_words(&mut self, start: u32, descriptor: &PacketDescriptor) {
+    pub(super) fn end_words(&mut self, start: u32, descriptor: &PacketDescriptor) {
         let trailer = start.wrapping_add(descriptor.packet_len());
         self.memory
             .write_far(trailer, &(u64::from(start) << 32).to_le_bytes());
@@ -169,37 +98,21 @@ impl<M: RingMemory> Producer<M> {
     }
 }
 
-/// Writes a packet but for its trailer into its words; `None` if these are not as many as it takes.
+/// Writes a packet but for its trailer into its words; `None` if these are too few.
 #[inline(always)]
 fn fill<const H: usize, const N: usize>(
     words: &[AtomicU64],
     head: [u64; H],
-    ranges: &[GpaRun],
     payload: [u64; N],
 ) -> Option<()> {
     let (to, rest) = words.split_first_chunk::<H>()?;
     store_all(to, &head);
-    // One by one: cheaper than to split off what each range takes, as most have few pages.
-    let mut to = rest.iter();
-    for GpaRun { range, first } in ranges {
-        store(to.next()?, range.to_u64());
-        let pages = range.page_count();
-        // Said to be wrong where there is time for it.
-        if pages == 0 {
-            return None;
-        }
-        let mut pfn = *first;
-        for _ in 0..pages {
-            store(to.next()?, pfn);
-            pfn = pfn.wrapping_add(1);
-        }
-    }
-    store_all(to.as_slice().first_chunk::<N>()?, &payload);
+    store_all(rest.first_chunk::<N>()?, &payload);
     Some(())
 }
 
 #[inline(always)]
-fn store_all<const N: usize>(to: &[AtomicU64; N], words: &[u64; N]) {
+pub(super) fn store_all<const N: usize>(to: &[AtomicU64; N], words: &[u64; N]) {
     for (to, word) in to.iter().zip(words) {
         store(to, *word);
     }

@@ -56,7 +56,14 @@ proptest! {
             .collect();
         let (short_ring, mut short, mut rx) = pair_at(start);
         let (long_ring, mut long, _rx2) = pair_at(start);
-        short.send_gpa_ranges(0, &ranges, id, payload).unwrap();
+        // The shorter way is not taken when there are too many words, nor when the room for the most words lies across the end of the
+        // ring, where this memory has no window.
+        let _ = short.free();
+        let words: usize = ranges.iter().map(|run| run.range.encoded_len() / 8).sum();
+        if !short.put_gpa_ranges(0, id, payload, |to: &[AtomicU64; 60]| put(&ranges, to)) {
+            prop_assert!(words > 60 || start + 8 * (3 + 60 + 5 + 1) > 4096);
+            short.send_gpa_ranges(0, &ranges, id, payload).unwrap();
+        }
         let extra = 8 + ranges.iter().map(|run| run.range.encoded_len()).sum::<usize>();
         let mut packet = long
             .begin(PacketType::DATA_USING_GPA_DIRECT, PacketFlags::COMPLETION_REQUESTED, id, extra, 40)
@@ -125,6 +132,64 @@ fn room_and_nonsense() {
     assert_eq!(read(&mut rx), Err(ReadError::Empty));
 }
 
+/// Writes ranges into words, as is asked of who has them written in place.
+fn put(ranges: &[GpaRun], to: &[AtomicU64]) -> Option<PutRanges> {
+    let mut words = 0;
+    let mut put = |word: u64| {
+        to.get(words)?.store(word.to_le(), Ordering::Relaxed);
+        words += 1;
+        Some(())
+    };
+    for GpaRun { range, first } in ranges {
+        put(range.to_u64())?;
+        for page in 0..u64::from(range.page_count()) {
+            put(first + page)?;
+        }
+    }
+    Some(PutRanges {
+        ranges: ranges.len() as u32,
+        words: words as u32,
+    })
+}
+
+/// What the shorter way refuses is not written, and the longer way is not disturbed.
+#[test]
+fn ranges_that_are_not_put() {
+    let (_ring, mut tx, mut rx) = pair(4096);
+    let run = GpaRun {
+        range: GpaRangeHeader {
+            byte_count: 1,
+            byte_offset: 0,
+        },
+        first: 7,
+    };
+    let written = |ranges, words| Some(PutRanges { ranges, words });
+    let send = |tx: &mut Tx, keep, answer| {
+        tx.put_gpa_ranges(keep, 1, [0; 5], |to: &[AtomicU64; 2]| {
+            assert_eq!(put(&[run], to), written(1, 2));
+            answer
+        })
+    };
+    let good = written(1, 2);
+    for bad in [None, written(0, 0), written(1, 3), written(1, u32::MAX)] {
+        assert!(!send(&mut tx, 0, bad), "{bad:?}");
+    }
+    // 3 + 2 + 5 + 1 words. One byte more than is left after that is not there.
+    let keep = 4088 - 8 * 11;
+    assert!(!send(&mut tx, keep + 1, good));
+    assert!(send(&mut tx, keep, good));
+    let _ = tx.commit();
+    // Who has asked for space takes that back, which is the other way's.
+    assert_eq!(tx.request_space(4088), Ok(false));
+    assert!(!send(&mut tx, 0, good));
+    tx.send_gpa_ranges(0, &[run], 2, [0; 5]).unwrap();
+    let _ = tx.commit();
+    for id in [1, 2] {
+        assert_eq!(read(&mut rx).unwrap().0, id);
+    }
+    assert_eq!(read(&mut rx), Err(ReadError::Empty));
+}
+
 proptest! {
     /// What is taken is what the long way reads, and what is not taken is left for it.
     #[test]
@@ -151,26 +216,26 @@ proptest! {
             let expected = rx2.read(&mut buffer).unwrap();
             let bytes = |words: &[AtomicU64]| words.iter().flat_map(|w| load_word(w).to_le_bytes()).collect::<Vec<_>>();
             let mut seen = false;
-            let taken = rx.take(|packet| {
+            let taken = take_one(&mut rx, |packet| {
                 seen = true;
                 want.then(|| (packet.packet_type(), packet.transaction_id(), bytes(packet.extra()), bytes(packet.payload())))
             });
             match taken {
-                Taken::Yes((kind, id, extra, payload)) => {
+                Ok((kind, id, extra, payload)) => {
                     prop_assert_eq!(kind, expected.descriptor.packet_type);
                     prop_assert_eq!(id, expected.descriptor.transaction_id);
                     prop_assert_eq!(extra.len() as u32, expected.descriptor.payload_offset() - 16);
                     prop_assert_eq!(&payload[..], expected.payload);
                 }
                 // Nor is it shown when something lies across the end of the ring, where this memory has no window.
-                left => {
-                    prop_assert!(left == Taken::Left && !(seen && *want));
+                Err(left) => {
+                    prop_assert!(left == Shown::Left && !(seen && *want));
                     let mut buffer = [0; 4096];
                     prop_assert_eq!(rx.read(&mut buffer).unwrap(), expected);
                 }
             }
         }
-        prop_assert_eq!(rx.take(|_| Some(())), Taken::Empty);
+        prop_assert_eq!(take_one(&mut rx, |_| Some(())), Err(Shown::All));
         prop_assert_eq!(rx.finish(), rx2.finish());
         prop_assert_eq!(rx.read_index(), rx2.read_index());
     }
@@ -184,18 +249,89 @@ proptest! {
             ring.poke(ControlWord::WriteIndex, 0);
             let mut fresh = Consumer::attach(ring.clone()).unwrap();
             ring.poke(ControlWord::WriteIndex, written * 8);
-            let shown = fresh.take(|packet| Some(packet.extra().len() + packet.payload().len() + 3));
+            let shown = take_one(&mut fresh, |packet| Some(packet.extra().len() + packet.payload().len() + 3));
             let peeked = Consumer::attach(ring.clone()).unwrap().peek();
-            prop_assert_eq!(matches!(shown, Taken::Yes(_)), peeked.is_ok(), "{:?}", peeked);
-            prop_assert_eq!(shown == Taken::Empty, written == 0);
-            if let Taken::Yes(words) = shown {
+            prop_assert_eq!(shown.is_ok(), peeked.is_ok(), "{:?}", peeked);
+            prop_assert_eq!(shown == Err(Shown::All), written == 0);
+            if let Ok(words) = shown {
                 prop_assert!(words <= written as usize);
                 prop_assert_eq!(words * 8, peeked.unwrap().descriptor.ring_len() as usize);
             }
         }
         for index in [1, 4096, u32::MAX] {
             ring.poke(ControlWord::WriteIndex, index);
-            prop_assert_eq!(rx.take(|_| Some(())), Taken::Left);
+            prop_assert_eq!(take_one(&mut rx, |_| Some(())), Err(Shown::Left));
         }
+    }
+
+    /// Many in one go: each is shown once, in order; what is left is shown again, or read the long way.
+    #[test]
+    fn many_packets_in_place(
+        start in (3u32..511).prop_map(|n| n * 8),
+        sizes in proptest::collection::vec(0usize..100, 1..25),
+        steps in proptest::collection::vec(0u8..8, 1..40),
+    ) {
+        let (_ring, mut tx, mut rx) = pair_at(start);
+        for (n, len) in sizes.iter().enumerate() {
+            tx.send_in_band(&vec![n as u8; *len], n as u64, false).unwrap();
+        }
+        let _ = tx.commit();
+        let mut steps = steps.into_iter();
+        let mut next = 0;
+        while next < sizes.len() {
+            let before = next;
+            let mut last = None;
+            let shown = rx.take_while(|packet| {
+                assert!(matches!(last, None | Some(Step::Next)), "shown after {last:?}");
+                assert_eq!(packet.transaction_id(), next as u64);
+                assert_eq!(packet.payload().len(), sizes[next].div_ceil(8));
+                let step = match steps.next() {
+                    Some(0) => Step::Stop,
+                    Some(1) => Step::Leave,
+                    _ => Step::Next,
+                };
+                next += usize::from(step != Step::Leave);
+                last = Some(step);
+                step
+            });
+            let expected = match last {
+                Some(Step::Stop) => Shown::Enough,
+                Some(Step::Next) => Shown::All,
+                // None when the rest lies across the end of the ring, where this memory has no window.
+                Some(Step::Leave) | None => Shown::Left,
+            };
+            prop_assert_eq!(shown, expected);
+            prop_assert_eq!(shown == Shown::All, next == sizes.len() && last == Some(Step::Next));
+            if next == before {
+                prop_assert_eq!(read(&mut rx).unwrap().0, next as u64);
+                next += 1;
+            }
+        }
+        prop_assert_eq!(rx.take_while(|_| panic!("nothing is left")), Shown::All);
+        let _ = rx.commit();
+        prop_assert_eq!(rx.read_index(), tx.write_index());
+    }
+}
+
+/// What `take` makes of the next packet, or why it has taken none.
+fn take_one<R>(
+    rx: &mut Rx,
+    mut take: impl FnMut(&PacketView<'_>) -> Option<R>,
+) -> Result<R, Shown> {
+    let mut taken = None;
+    let shown = rx.take_while(|packet| {
+        taken = take(packet);
+        if taken.is_some() {
+            Step::Stop
+        } else {
+            Step::Leave
+        }
+    });
+    match taken {
+        Some(taken) => {
+            assert_eq!(shown, Shown::Enough);
+            Ok(taken)
+        }
+        None => Err(shown),
     }
 }

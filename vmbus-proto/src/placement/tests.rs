@@ -363,7 +363,7 @@ fn machines() -> impl Strategy<Value = (Machine, Vec<u32>)> {
             .map(|n| n == 0 || machine.cpus[n].node != machine.cpus[n - 1].node)
             .collect();
         let machine =
-            machine.isolate(|cpu| some && !first[cpu as usize] && isolated >> cpu & 1 != 0);
+            machine.isolate(|cpu| some && !first[cpu as usize] && (isolated >> cpu) & 1 != 0);
         (machine, devices)
     })
 }

@@ -343,26 +343,35 @@ impl Connection {
             .unwrap_or(CONNECT_CPU)
     }
 
-    /// Finds a CPU for `chan` in place of `leaving`, and calls `go` with it; with the next best when that fails. Last of all with
-    /// [`CONNECT_CPU`].
+    /// Finds a CPU for `chan` in place of `leaving`, and calls `go` with it; with the next best when that fails. [`CONNECT_CPU`] is
+    /// the first for channels without load, and the last way out for the others. No CPU is tried twice.
     pub(crate) fn find_cpu(
         &self,
         chan: &Chan,
         leaving: u32,
         mut go: impl FnMut(u32) -> Result,
     ) -> Result {
-        if chan.class.perf {
-            // Without memory there is the last way out.
-            if let Ok(mut room) = LoadRoom::new() {
-                let mut loads = self.loads(&mut room, chan.primary.as_deref(), Some(chan));
-                loads.rule_out(leaving);
-                while let Some(cpu) = loads.best() {
-                    if go(cpu).is_ok() {
-                        return Ok(());
-                    }
-                    loads.rule_out(cpu);
-                }
+        let mut tried = !chan.class.perf;
+        if tried && go(CONNECT_CPU).is_ok() {
+            return Ok(());
+        }
+        // Without memory there is that CPU alone.
+        if let Ok(mut room) = LoadRoom::new() {
+            let mut loads = self.loads(&mut room, chan.primary.as_deref(), Some(chan));
+            loads.rule_out(leaving);
+            if tried {
+                loads.rule_out(CONNECT_CPU);
             }
+            while let Some(cpu) = loads.best() {
+                if go(cpu).is_ok() {
+                    return Ok(());
+                }
+                tried |= cpu == CONNECT_CPU;
+                loads.rule_out(cpu);
+            }
+        }
+        if tried {
+            return Err(EBUSY);
         }
         go(CONNECT_CPU)
     }

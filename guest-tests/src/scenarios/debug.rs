@@ -8,9 +8,10 @@ use crate::runner::{Ctx, Scenario, Skip, Suite};
 use crate::Drivers;
 
 /// What is not run on the debug kernel, and why not.
-const LEFT_OUT: [(&str, &str); 9] = [
+const LEFT_OUT: [(&str, &str); 10] = [
     ("-as-c", "compares with what the C drivers show"),
     ("cost", "counts instructions of the stock kernel"),
+    ("stalls", "compares times with those of the C drivers"),
     (
         "debian",
         "boots Debian or runs its daemons, which takes minutes under the checkers",

@@ -152,6 +152,11 @@ impl GuestBuffer {
         self.own = Some(own);
     }
 
+    /// Whether guest memory can still be reached: the channel is open, and the command was not ended.
+    pub(crate) fn is_open(&self) -> bool {
+        self.gate.is_open() && self.own.as_ref().is_none_or(|own| own.is_open())
+    }
+
     fn through<R>(&self, f: impl FnOnce() -> Result<R, Failure>) -> Result<R, Failure> {
         match &self.own {
             Some(own) => own.through(|| self.gate.through(f)),
@@ -354,7 +359,9 @@ mod tests {
         let own = Gate::new();
         recalled.put_behind(own.clone());
         assert_eq!(recalled.put(0, &[3]), Ok(()));
+        assert!(recalled.is_open());
         own.close();
+        assert!(!recalled.is_open());
         assert_eq!(recalled.put(0, &[4]), Err(Failure::Closed));
     }
 }

@@ -2,7 +2,7 @@
 
 //! A storage controller: its channels, its disks, and the commands between them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use hv_vmbus_host::device::{Control, Device, DeviceInfo, DeviceIo, RefTime};
@@ -77,6 +77,8 @@ pub struct Controller {
     jobs: BTreeMap<u64, Given>,
     /// Commands that the pool has still, but the guest has not since a reset, by number, and the lines that they are in.
     recalled: BTreeMap<u64, usize>,
+    /// How many of them are in each line; none is 0.
+    recalled_by_line: HashMap<usize, usize>,
     /// Later ones of these lines: what a disk does for a command from before a reset comes before what it does after that.
     behind: VecDeque<Request>,
     pub(crate) faults: Faults,
@@ -146,6 +148,7 @@ impl Controller {
             next_job: 0,
             jobs: BTreeMap::new(),
             recalled: BTreeMap::new(),
+            recalled_by_line: HashMap::new(),
             behind: VecDeque::new(),
             faults: Faults::default(),
             stalled: VecDeque::new(),
@@ -707,19 +710,23 @@ impl Device for Controller {
             .pool
             .as_ref()
             .map_or_else(Vec::new, Pool::take_finished);
+        let mut lines_free = false;
         for Finished {
             number,
             request,
             outcome,
         } in finished
         {
-            if self.recalled.remove(&number).is_some() {
+            if let Some(line) = self.recalled.remove(&number) {
                 drop(request);
-                self.start_behind(io);
+                lines_free |= self.recalled_is_done(line);
             } else {
                 self.jobs.remove(&number);
                 self.finish(io, request, outcome);
             }
+        }
+        if lines_free {
+            self.start_behind(io);
         }
         let now = io.now();
         while let Some(entry) = self.delayed.first_entry().filter(|e| e.key().0 <= now) {

@@ -289,7 +289,8 @@ impl Work for Job {
         #[cfg(test)]
         crate::tests::resets::wait_while_held(&request);
         let outcome = match &request.disk {
-            Some(in_flight) if request.reply.gate.is_open() => {
+            // A command that was ended meanwhile, by a reset or with its channel, does nothing more: not even what needs no data.
+            Some(in_flight) if request.reply.gate.is_open() && request.buffer.is_open() => {
                 in_flight
                     .0
                     .disk

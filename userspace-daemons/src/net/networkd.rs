@@ -48,7 +48,7 @@ pub(super) fn plan(root: &Path, interface: &Interface, config: &Config) -> Plan 
 /// connection could go on.
 fn bus_answers(socket: &Path, patience: Duration) -> bool {
     let ask = || -> io::Result<bool> {
-        let mut stream = UnixStream::connect(socket)?;
+        let mut stream = connect(socket)?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
         // The user's number: the codes of its decimal digits, 30 to 39, in hexadecimal ones.
@@ -68,6 +68,20 @@ fn bus_answers(socket: &Path, patience: Duration) -> bool {
             false
         }
     }
+}
+
+/// Connects to a socket; an error at once when nobody takes connections and as many wait as may, where a blocking connect(2) would wait
+/// without limit.
+fn connect(socket: &Path) -> io::Result<UnixStream> {
+    use rustix::net::{
+        connect, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&fd, &SocketAddrUnix::new(socket)?)?;
+    let stream = UnixStream::from(fd);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 fn file(interface: &Interface, config: &Config) -> String {
@@ -150,7 +164,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let socket = root.path().join("socket");
         // Connections are made, and nobody takes them.
-        let _listener = UnixListener::bind(&socket).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        assert!(!bus_answers(&socket, Duration::from_millis(100)));
+        // As many wait as may.
+        rustix::net::listen(&listener, 0).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = connect(&socket) {
+            waiting.push(stream);
+        }
         assert!(!bus_answers(&socket, Duration::from_millis(100)));
     }
 

@@ -223,7 +223,7 @@ pub(crate) fn interface(vm: &Vm, device: &str) -> Result<String> {
 }
 
 /// Sets an interface up, gives it an address, and waits until it can be used.
-fn address(vm: &Vm, name: &str, address: &str) -> Result<()> {
+pub(crate) fn address(vm: &Vm, name: &str, address: &str) -> Result<()> {
     tool_ok(
         vm,
         &format!("ip link set {name} up && ip addr replace {address} dev {name}"),
@@ -243,7 +243,6 @@ fn carrier(vm: &Vm, name: &str, up: bool) -> Result<()> {
     .map(drop)
 }
 
-/// The host's cards.
 /// Makes the card misbehave towards the next `count` messages; 0: all.
 fn fault(vm: &Vm, count: u32, fault: NetFault) -> Result<()> {
     fault_after(vm, 0, count, fault)
@@ -262,6 +261,7 @@ fn fault_after(vm: &Vm, skip: u32, count: u32, fault: NetFault) -> Result<()> {
     Ok(())
 }
 
+/// The host's cards.
 fn nets(vm: &Vm) -> Result<Vec<NetInfo>> {
     let value = vm.host().call(Command::Nets)?;
     serde_json::from_value(value).context("nets")

@@ -12,13 +12,14 @@ use std::time::Duration;
 use anyhow::{ensure, Context, Result};
 use hvctl::{ChannelInfo, ChannelState};
 
+use super::programs::{open_channels, until};
 use super::storage::block;
 use crate::bench::peer::{self, Peer};
 use crate::disks::Disk;
 use crate::env::TempDir;
 use crate::net::{Backend, Nic};
 use crate::runner::{equal, Ctx, Scenario};
-use crate::vm::Vm;
+use crate::vm::{Vm, SOON};
 use crate::VmConfig;
 
 pub fn scenarios() -> Vec<Scenario> {
@@ -52,13 +53,40 @@ fn loaded_guest<T>(
         vm.load_drivers()?;
         let disk = block(vm, SCSI0, 0)?;
         let card = super::network::interface(vm, NET0)?;
-        vm.sh(&format!(
-            "sysctl -q net.ipv6.conf.{card}.disable_ipv6=1; ip addr add {} dev {card} && ip link set {card} up",
-            peer::GUEST
-        ))?;
+        vm.sh(&format!("sysctl -q net.ipv6.conf.{card}.disable_ipv6=1"))?;
+        super::network::address(vm, &card, peer::GUEST)?;
         silence(vm)?;
+        settled(vm)?;
         test(vm, &disk)
     })
+}
+
+/// Waits until all channels that the drivers asked for are open, and returns them when none has counted anything between two looks.
+/// Sub-channels come by themselves, after the driver is bound.
+fn settled(vm: &Vm) -> Result<Vec<Channel>> {
+    let cpus: usize = vm.sh("nproc")?.trim().parse()?;
+    // What both drivers ask for by default, and the host gives: one for each CPU, up to eight.
+    for device in [SCSI0, NET0] {
+        until(&format!("channels of {device}"), SOON, || {
+            Ok(open_channels(vm, device)? >= cpus.min(8))
+        })?;
+    }
+    quiet(vm)
+}
+
+/// The channels, when two looks show the same: no interrupt is under way.
+fn quiet(vm: &Vm) -> Result<Vec<Channel>> {
+    let mut last = channels(vm)?;
+    until("the channels come to rest", SOON, || {
+        let now = channels(vm)?;
+        let same = now.len() == last.len()
+            && now.iter().zip(&last).all(|(now, last)| {
+                (now.relid, now.guest, now.host) == (last.relid, last.guest, last.host)
+            });
+        last = now;
+        Ok(same)
+    })?;
+    Ok(last)
 }
 
 /// Ends what the services send by themselves.

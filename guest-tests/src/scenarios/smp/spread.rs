@@ -3,10 +3,11 @@
 //! Which CPU is interrupted for which channel.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use anyhow::{ensure, Result};
 
-use super::{channels, load, loaded_guest, no_unneeded_signals, Channel};
+use super::{channels, load, loaded_guest, no_unneeded_signals, quiet, Channel};
 use crate::runner::{equal, Ctx, Scenario};
 use crate::scenarios::connect::hyperv_interrupts;
 use crate::scenarios::programs::until;
@@ -85,10 +86,24 @@ fn spread_evenly(ctx: &Ctx, placed: &[Channel], cpus: u32) -> Result<()> {
     Ok(())
 }
 
+/// The channels, and the interrupts of each CPU, with nothing counted between the two.
+fn at_rest(vm: &Vm) -> Result<(Vec<Channel>, Vec<u64>)> {
+    let begin = Instant::now();
+    loop {
+        let before = quiet(vm)?;
+        let cpus = hyperv_interrupts(vm)?;
+        let after = quiet(vm)?;
+        let counts = |all: &[Channel]| all.iter().map(|c| c.guest).collect::<Vec<_>>();
+        if counts(&before) == counts(&after) {
+            return Ok((after, cpus));
+        }
+        ensure!(begin.elapsed() < SOON, "interrupts that are of no load");
+    }
+}
+
 /// Runs the load and compares: what each side counted for each channel, and what each CPU counted.
 fn measure(vm: &Vm, disk: &str, cpus: u32) -> Result<String> {
-    let before = channels(vm)?;
-    let cpu_before = hyperv_interrupts(vm)?;
+    let (before, cpu_before) = at_rest(vm)?;
     load::once(vm, disk, cpus)?;
     let since = |now: &[Channel]| -> Result<Vec<(Channel, super::Counts, super::Counts)>> {
         equal("channels", now.len(), before.len())?;
@@ -113,7 +128,12 @@ fn measure(vm: &Vm, disk: &str, cpus: u32) -> Result<String> {
             .collect();
         err.context(format!("guest and host: {all:?}"))
     })?;
-    let cpu_after = hyperv_interrupts(vm)?;
+    let (now, cpu_after) = at_rest(vm)?;
+    deltas = since(&now)?;
+    ensure!(
+        deltas.iter().all(|(_, guest, host)| guest == host),
+        "guest and host have counted differently: {deltas:?}"
+    );
     for (channel, guest, _) in &deltas {
         // Each CPU has a part of the disk's load, and a channel of its own for it.
         ensure!(

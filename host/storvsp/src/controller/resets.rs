@@ -134,6 +134,7 @@ impl Controller {
         };
         given.own.close();
         self.recalled.insert(number, given.line);
+        *self.recalled_by_line.entry(given.line).or_default() += 1;
         self.end_by_reset(io, &given.reply);
     }
 
@@ -147,7 +148,20 @@ impl Controller {
 
     /// Whether a command is under way in a line that was ended by a reset.
     pub(super) fn is_recalled(&self, line: usize) -> bool {
-        self.recalled.values().any(|l| *l == line)
+        self.recalled_by_line.contains_key(&line)
+    }
+
+    /// A recalled command is done. Whether it was the last one of its line.
+    pub(super) fn recalled_is_done(&mut self, line: usize) -> bool {
+        let Some(count) = self.recalled_by_line.get_mut(&line) else {
+            return false;
+        };
+        *count -= 1;
+        if *count == 0 {
+            self.recalled_by_line.remove(&line);
+            return true;
+        }
+        false
     }
 
     /// Goes on with commands that no recalled one is before any more.

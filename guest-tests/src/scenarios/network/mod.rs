@@ -223,7 +223,7 @@ pub(crate) fn interface(vm: &Vm, device: &str) -> Result<String> {
 }
 
 /// Sets an interface up, gives it an address, and waits until it can be used.
-pub(crate) fn address(vm: &Vm, name: &str, address: &str) -> Result<()> {
+fn address(vm: &Vm, name: &str, address: &str) -> Result<()> {
     tool_ok(
         vm,
         &format!("ip link set {name} up && ip addr replace {address} dev {name}"),
@@ -232,7 +232,7 @@ pub(crate) fn address(vm: &Vm, name: &str, address: &str) -> Result<()> {
 }
 
 /// Waits until an interface has a carrier or none.
-fn carrier(vm: &Vm, name: &str, up: bool) -> Result<()> {
+pub(crate) fn carrier(vm: &Vm, name: &str, up: bool) -> Result<()> {
     let file = format!("/sys/class/net/{name}/carrier");
     until_in_guest(
         vm,

@@ -53,8 +53,11 @@ fn loaded_guest<T>(
         vm.load_drivers()?;
         let disk = block(vm, SCSI0, 0)?;
         let card = super::network::interface(vm, NET0)?;
-        vm.sh(&format!("sysctl -q net.ipv6.conf.{card}.disable_ipv6=1"))?;
-        super::network::address(vm, &card, peer::GUEST)?;
+        vm.sh(&format!(
+            "sysctl -q net.ipv6.conf.{card}.disable_ipv6=1; ip addr add {} dev {card} && ip link set {card} up",
+            peer::GUEST
+        ))?;
+        super::network::carrier(vm, &card, true)?;
         silence(vm)?;
         settled(vm)?;
         test(vm, &disk)
